@@ -1,0 +1,162 @@
+"""The world of tasks: the only file of the core that imports asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from aimemo.core.runtime import HOOK_DEADLINE, Answer, Failure
+
+T = TypeVar("T")
+
+log = logging.getLogger("aimemo")
+
+_HOME_CHECK: Final = 0.5
+_LATE: Final = 0.02
+
+# The event loop keeps only weak references to tasks.
+_tasks: set[asyncio.Task[Any]] = set()
+
+
+def _start(body: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.get_running_loop().create_task(body)
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+    return task
+
+
+class _TaskWaiter:
+    __slots__ = ("future", "loop")
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+
+    def wake(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits there any more
+
+    def _settle(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+
+class TaskRuntime:
+    """The world of tasks, on whichever event loop is running."""
+
+    world = "tasks"
+
+    def home(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def waiter(self) -> _TaskWaiter:
+        return _TaskWaiter()
+
+    async def wait(self, waiter: _TaskWaiter, home: asyncio.AbstractEventLoop) -> bool:
+        if home is waiter.loop:
+            await waiter.future
+            return True
+        while not (await asyncio.wait({waiter.future}, timeout=_HOME_CHECK))[0]:
+            if not home.is_running():
+                return waiter.future.done()
+        return True
+
+    async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
+        try:
+            result = thunk()
+            if inspect.isawaitable(result):
+                result = await result
+            return Answer(result)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return Failure.of(error)  # the function's own, not a cancellation of this task
+        except BaseException as error:
+            return Failure.of(error)
+
+    async def launch(self, body: Coroutine[Any, Any, None]) -> None:
+        _start(body)
+
+    def spawn(self, body: Coroutine[Any, Any, None]) -> None:
+        _start(body)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def offload(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.to_thread(function, *args)
+
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        task = asyncio.ensure_future(awaitable)
+        try:
+            await asyncio.wait({task}, timeout=seconds)
+            if not task.done() and loop.time() - deadline > _LATE:
+                # The user's code held the loop: what is ready by now was in time.
+                await asyncio.wait({task}, timeout=_LATE)
+        finally:
+            if not task.done():
+                task.cancel()
+        if not task.done():
+            raise TimeoutError(f"no answer within {seconds:.3f} s")
+        return task.result()
+
+    async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        try:
+            result = function(*args)
+        except asyncio.CancelledError as error:
+            raise RuntimeError("the hook raised CancelledError") from error
+        if not inspect.isawaitable(result):
+            return True
+        task = _start(_hook(result))
+        done, _ = await asyncio.wait({task}, timeout=HOOK_DEADLINE)
+        if task.cancelled():
+            raise RuntimeError("the hook was cancelled")
+        if done:
+            task.result()
+        return bool(done)
+
+    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: Callable[[], None]) -> None:
+        async def call() -> None:
+            try:
+                result = await asyncio.to_thread(function, *args)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception:
+                log.warning("a slow hook failed", exc_info=True)
+            finally:
+                done()
+
+        _start(call())
+
+
+async def _hook(result: Awaitable[Any]) -> None:
+    await result
+
+
+def run_in_thread(awaitable: Awaitable[Any], seconds: float) -> bool:
+    """Run an awaitable on a loop of its own. False if it is still running after `seconds`."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(_hook(awaitable))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="aimemo-hook", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    return not thread.is_alive()

@@ -1,0 +1,360 @@
+"""The canonical form: one text per meaning of an argument, and never one text for two meanings.
+
+Every value becomes a type tag followed by either a terminated number or a length-prefixed payload, so
+that the text can be read back without doubt and two different values cannot spell the same text. What
+has no such form raises; nothing is ever keyed by its `repr` or its `hash`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import hashlib
+import json
+import sys
+import types
+import typing
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+MAX_DEPTH = 150
+LONG_BYTES = 1024
+
+Add = Callable[[str], None]
+Writer = Callable[[Any, Add, int], None]
+
+
+class Unkeyable(TypeError):
+    """A value has no canonical form; the message names its type, never its content."""
+
+
+def canonical(value: object) -> str:
+    """The canonical form of a value.
+
+    Raises:
+        Unkeyable: for a value without one: an object without fields or `__cache_key__()`, a structure
+            that holds itself or is nested deeper than `MAX_DEPTH`.
+    """
+    try:
+        return _alone(value, 0)
+    except RecursionError:
+        raise Unkeyable("a structure nested too deeply") from None
+
+
+class UnkeyableParameter(Unkeyable):
+    """As `Unkeyable`, of the argument of one parameter."""
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        super().__init__(reason)
+        self.parameter = parameter
+
+
+def canonical_arguments(names: Sequence[str], values: Sequence[Any]) -> str:
+    """The canonical form of named arguments.
+
+    Raises:
+        UnkeyableParameter: for the first argument without one.
+    """
+    parts: list[str] = []
+    for name, value in zip(names, values, strict=True):
+        parts.append(f"p{len(name)}:{name}")
+        try:
+            _write(value, parts.append, 0)
+        except Unkeyable as error:
+            raise UnkeyableParameter(name, str(error)) from error
+        except Exception as error:  # a `__cache_key__` or a property that fails, or a structure being changed
+            raise UnkeyableParameter(name, f"a value whose fields raise {type(error).__name__}") from error
+    return "".join(parts)
+
+
+def class_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _write(value: Any, add: Add, depth: int) -> None:
+    (_WRITERS.get(type(value)) or _writer_for(type(value)))(value, add, depth)
+
+
+def _below(depth: int) -> int:
+    if depth >= MAX_DEPTH:
+        raise Unkeyable(f"a structure that holds itself or is nested deeper than {MAX_DEPTH}")
+    return depth + 1
+
+
+def _write_str(value: str, add: Add, depth: int) -> None:
+    add(f"s{len(value)}:{value}")
+
+
+def _write_int(value: int, add: Add, depth: int) -> None:
+    add(f"i{value:x};")
+
+
+def _write_float(value: float, add: Add, depth: int) -> None:
+    add(f"f{(value + 0.0).hex()};")  # adding 0.0 turns -0.0 into 0.0
+
+
+def _write_complex(value: complex, add: Add, depth: int) -> None:
+    add(f"c{(value.real + 0.0).hex()},{(value.imag + 0.0).hex()};")
+
+
+def _write_bytes(value: bytes, add: Add, depth: int) -> None:
+    if len(value) > LONG_BYTES:
+        add(f"h{len(value)}:{hashlib.sha256(value).hexdigest()}")
+    else:
+        add(f"b{len(value)}:{value.hex()}")
+
+
+def _write_sequence(tag: str) -> Writer:
+    def write(value: Any, add: Add, depth: int) -> None:
+        depth = _below(depth)
+        add(f"{tag}{len(value)}[")
+        for item in value:
+            _write(item, add, depth)
+
+    return write
+
+
+def _write_set(tag: str) -> Writer:
+    def write(value: Any, add: Add, depth: int) -> None:
+        add(f"{tag}{len(value)}[")
+        depth = _below(depth)
+        for item in sorted(_alone(item, depth) for item in value):
+            add(item)
+
+    return write
+
+
+def _alone(value: Any, depth: int) -> str:
+    parts: list[str] = []
+    _write(value, parts.append, depth)
+    return "".join(parts)
+
+
+def _write_dict(value: dict[Any, Any], add: Add, depth: int) -> None:
+    add(f"d{len(value)}[")
+    depth = _below(depth)
+    keys = [f"s{len(key)}:{key}" if type(key) is str else _alone(key, depth) for key in value]
+    for key, item in sorted(zip(keys, value.values(), strict=True), key=_first):
+        add(key)
+        _write(item, add, depth)
+
+
+def _first(pair: tuple[str, Any]) -> str:
+    return pair[0]
+
+
+def _tagged(tag: str, parts: Callable[[Any], tuple[Any, ...]]) -> Writer:
+    """A writer for a type of which a tuple of simpler values tells everything."""
+
+    def write(value: Any, add: Add, depth: int) -> None:
+        add(f"x{len(tag)}:{tag}")
+        _write(parts(value), add, _below(depth))
+
+    return write
+
+
+def _write_object(value: Any, add: Add, depth: int, state: Any) -> None:
+    name = class_name(type(value))
+    add(f"o{len(name)}:{name}")
+    _write(state, add, _below(depth))
+
+
+def _write_cache_key(value: Any, add: Add, depth: int) -> None:
+    _write_object(value, add, depth, value.__cache_key__())
+
+
+def _write_enum(value: enum.Enum, add: Add, depth: int) -> None:
+    _write_object(value, add, depth, (value._name_, value._value_))
+
+
+def _write_dataclass(value: Any, add: Add, depth: int) -> None:
+    state = {f.name: getattr(value, f.name, _ABSENT) for f in dataclasses.fields(value)}
+    _write_object(value, add, depth, state)
+
+
+def _write_pydantic(value: Any, add: Add, depth: int) -> None:
+    fields = type(value).__pydantic_fields__
+    state = {name: item for name, item in value.__dict__.items() if name in fields}
+    private = value.__pydantic_private__ or {}
+    _write_object(value, add, depth, (state, value.__pydantic_extra__ or {}, private))
+
+
+def _write_builtin_subclass(value: Any, add: Add, depth: int) -> None:
+    plain = next(_PLAIN[base] for base in type(value).__mro__ if base in _PLAIN)
+    _write_object(value, add, depth, (plain(value), getattr(value, "__dict__", None) or {}))
+
+
+def _write_ndarray(value: Any, add: Add, depth: int) -> None:
+    if value.dtype.hasobject:
+        raise Unkeyable("a numpy array of objects")
+    dtype = value.dtype.descr if value.dtype.names else value.dtype.str
+    _write_object(value, add, depth, (dtype, value.shape, value.tobytes()))
+
+
+def _write_function(value: types.FunctionType, add: Add, depth: int) -> None:
+    cells = [_cell(cell) for cell in value.__closure__ or ()]
+    state = (value.__module__, value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__)
+    _write_object(value, add, depth, (*state, cells, getattr(value, "__wrapped__", None)))
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _ABSENT
+
+
+def _write_builtin_function(value: Any, add: Add, depth: int) -> None:
+    owner = value.__self__
+    if owner is not None and not isinstance(owner, types.ModuleType | type):
+        raise Unkeyable(f"a method of a {class_name(type(owner))}")
+    _write_object(value, add, depth, (getattr(owner, "__name__", None), value.__qualname__))
+
+
+def _write_class(value: type, add: Add, depth: int) -> None:
+    _write_object(value, add, depth, (class_name(value), _shape(value)))
+
+
+def _shape(cls: type) -> Any:
+    """What a class says about its instances, where it does: a schema, members or annotated fields."""
+    if hasattr(cls, "model_json_schema"):
+        return _pydantic_schema(cls)
+    if issubclass(cls, enum.Enum):
+        return [(name, member._value_) for name, member in cls.__members__.items()]
+    if dataclasses.is_dataclass(cls) or typing.is_typeddict(cls) or hasattr(cls, "_fields"):
+        return dict(getattr(cls, "__annotations__", {}))
+    return None
+
+
+_SCHEMAS: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
+
+
+def _pydantic_schema(cls: Any) -> str:
+    schema = _SCHEMAS.get(cls)
+    if schema is None:
+        try:
+            schema = json.dumps(cls.model_json_schema(), sort_keys=True)
+        except Exception as error:
+            raise Unkeyable(f"the class {class_name(cls)} (it has no JSON schema)") from error
+        _SCHEMAS[cls] = schema
+    return schema
+
+
+def _write_generic(value: Any, add: Add, depth: int) -> None:
+    _write_object(value, add, depth, (typing.get_origin(value), typing.get_args(value)))
+
+
+def _write_typing(value: Any, add: Add, depth: int) -> None:
+    if typing.get_origin(value) is not None:
+        _write_generic(value, add, depth)
+        return
+    names = [getattr(value, name, None) for name in ("_name", "__name__", "__forward_arg__")]
+    if not any(names):
+        raise Unkeyable(f"a {class_name(type(value))}")
+    _write_object(value, add, depth, (names, getattr(value, "__supertype__", None)))
+
+
+class _Absent:
+    """Stands for a field or a closure cell without a value."""
+
+    def __cache_key__(self) -> None:
+        return None
+
+
+_ABSENT = _Absent()
+
+# The base class's own view of an instance of a subclass, whatever the subclass overrides.
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    bytes: bytes.__bytes__,
+    int: int.__int__,
+    float: float.__float__,
+    complex: complex.__complex__,
+    list: lambda v: list(list.__iter__(v)),
+    tuple: lambda v: tuple(tuple.__iter__(v)),
+    set: lambda v: set(set.__iter__(v)),
+    frozenset: lambda v: frozenset(frozenset.__iter__(v)),
+    dict: lambda v: dict(dict.items(v)),
+}
+
+_CODE = (
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"),
+    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
+)
+
+_WRITERS: dict[type, Writer] = {
+    type(None): lambda value, add, depth: add("N"),
+    bool: lambda value, add, depth: add("T" if value else "F"),
+    type(...): lambda value, add, depth: add("E"),
+    str: _write_str,
+    int: _write_int,
+    float: _write_float,
+    complex: _write_complex,
+    bytes: _write_bytes,
+    bytearray: _tagged("bytearray", lambda v: (bytes(v),)),
+    memoryview: _tagged("memoryview", lambda v: (v.format, v.shape, v.tobytes())),
+    list: _write_sequence("l"),
+    tuple: _write_sequence("t"),
+    set: _write_set("S"),
+    frozenset: _write_set("Z"),
+    dict: _write_dict,
+    types.MappingProxyType: _tagged("mappingproxy", lambda v: (dict(v),)),
+    range: _tagged("range", lambda v: (v.start, v.stop, v.step)),
+    slice: _tagged("slice", lambda v: (v.start, v.stop, v.step)),
+    types.FunctionType: _write_function,
+    types.BuiltinFunctionType: _write_builtin_function,
+    types.MethodType: _tagged("method", lambda v: (v.__self__, v.__func__)),
+    types.CodeType: _tagged("code", lambda v: tuple(getattr(v, name) for name in _CODE)),
+    functools.partial: _tagged("partial", lambda v: (v.func, v.args, v.keywords)),
+    types.GenericAlias: _write_generic,
+    types.UnionType: _write_generic,
+}
+
+# Types whose modules are not imported for their sake: found by name once a value of theirs turns up.
+_LATE: dict[str, Writer] = {
+    "datetime.datetime": _tagged("datetime", lambda v: (v.isoformat(), v.fold)),
+    "datetime.date": _tagged("date", lambda v: (v.isoformat(),)),
+    "datetime.time": _tagged("time", lambda v: (v.isoformat(), v.fold)),
+    "datetime.timedelta": _tagged("timedelta", lambda v: (v.days, v.seconds, v.microseconds)),
+    "datetime.timezone": _tagged("timezone", lambda v: (v.utcoffset(None),)),
+    "decimal.Decimal": _tagged("Decimal", lambda v: (str(v),)),
+    "fractions.Fraction": _tagged("Fraction", lambda v: (v.numerator, v.denominator)),
+    "uuid.UUID": _tagged("UUID", lambda v: (v.int,)),
+    "re.Pattern": _tagged("Pattern", lambda v: (v.pattern, v.flags)),
+    "numpy.ndarray": _write_ndarray,
+}
+
+
+def _writer_for(cls: type) -> Writer:
+    late = _LATE.get(f"{cls.__module__}.{cls.__qualname__}")
+    if late is not None and getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is cls:
+        _WRITERS[cls] = late
+        return late
+    for recognises, writer in _KINDS:
+        if recognises(cls):
+            return writer
+    raise Unkeyable(f"a {class_name(cls)} object")
+
+
+def _derives(module: str, name: str) -> Callable[[type], bool]:
+    def recognises(cls: type) -> bool:
+        base = getattr(sys.modules.get(module), name, None)
+        return base is not None and issubclass(cls, base)
+
+    return recognises
+
+
+_KINDS: list[tuple[Callable[[type], bool], Writer]] = [
+    (lambda cls: callable(getattr(cls, "__cache_key__", None)), _write_cache_key),
+    (lambda cls: issubclass(cls, enum.Enum), _write_enum),
+    (lambda cls: issubclass(cls, type), _write_class),
+    (dataclasses.is_dataclass, _write_dataclass),
+    (_derives("pydantic", "BaseModel"), _write_pydantic),
+    (_derives("numpy", "generic"), _write_ndarray),
+    (_derives("numpy", "ndarray"), _write_ndarray),
+    (_derives("pathlib", "PurePath"), lambda value, add, depth: _write_object(value, add, depth, str(value))),
+    (lambda cls: cls.__module__ == "typing", _write_typing),
+    (lambda cls: not _PLAIN.keys().isdisjoint(cls.__mro__), _write_builtin_subclass),
+]

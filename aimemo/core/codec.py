@@ -1,0 +1,335 @@
+"""Values to bytes and back: msgpack, with extension types from a fixed list.
+
+A user's own dict can never look like a type tag, because tags are msgpack extension types. Objects are
+stored as their state and restored from it, without their constructors, validators or any import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import functools
+import sys
+import uuid
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import msgpack
+
+from aimemo.core.types import TypeResolver, is_namedtuple, is_pydantic
+from aimemo.errors import CodecError
+
+MAX_DEPTH: Final = 100
+
+_TUPLE, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5
+_DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 10, 11, 12, 13, 14, 15
+_ENUM, _DATACLASS, _NAMEDTUPLE, _PYDANTIC, _NDARRAY, _ABSENT_FIELD = 20, 21, 22, 23, 24, 25
+
+_IMMUTABLE: Final = frozenset(
+    {str, bytes, int, float, bool, type(None), complex, decimal.Decimal, uuid.UUID}
+    | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
+)
+_NATIVE: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+class _Absent:
+    """Stands for a declared field that an object does not have."""
+
+
+_ABSENT: Final = _Absent()
+
+
+def is_immutable(value: object) -> bool:
+    """Whether one object can be handed to everybody."""
+    cls = type(value)
+    if cls is tuple or cls is frozenset:
+        return all(map(is_immutable, value))  # type: ignore[call-overload]
+    return cls in _IMMUTABLE or issubclass(cls, enum.Enum)
+
+
+def pack(value: object, types: TypeResolver) -> bytes:
+    """A value as msgpack.
+
+    Raises:
+        CodecError: for a value that could not be restored as it is: a type that is not on the list, or
+            not resolvable by `types`; a structure that holds itself or is nested too deeply.
+    """
+    try:
+        return _Packing(types, 0).pack(value)
+    except CodecError:
+        raise
+    except RecursionError:
+        raise CodecError("a value that holds itself, or is nested too deeply, cannot be stored") from None
+    except (ValueError, OverflowError, TypeError, AttributeError) as error:
+        raise CodecError(f"a {type(value).__name__} cannot be stored: {error}") from error
+
+
+def unpack(data: bytes, types: TypeResolver) -> Any:
+    """The value in `data`.
+
+    Raises:
+        CodecError: if `data` was not packed by `pack`, or holds a class that `types` does not resolve.
+    """
+    try:
+        return _Unpacking(types, 0).unpack(data)
+    except CodecError:
+        raise
+    except Exception as error:  # whatever damaged bytes provoke, in msgpack or in a class's own state
+        raise CodecError(f"stored bytes cannot be restored: {type(error).__name__}") from error
+
+
+class _Packing:
+    """Packs one level of extension types; the next level gets a packer of its own."""
+
+    def __init__(self, types: TypeResolver, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise CodecError(f"a value that holds itself or is nested deeper than {MAX_DEPTH} cannot be stored")
+        self.types = types
+        self.depth = depth
+
+    def pack(self, value: object) -> bytes:
+        if type(value) in (list, dict):
+            _refuse_lookalikes(value, 0)
+        elif type(value) not in _NATIVE:
+            value = self.extend(value)
+        packed: bytes = msgpack.packb(
+            value, default=self.extend, strict_types=True, use_bin_type=True, unicode_errors="surrogatepass"
+        )
+        return packed
+
+    def extend(self, value: Any) -> msgpack.ExtType:
+        code, state = self._state(value)
+        return msgpack.ExtType(code, _Packing(self.types, self.depth + 1).pack(state))
+
+    def _state(self, value: Any) -> tuple[int, Any]:
+        cls = type(value)
+        plain = _PLAIN.get(cls)
+        if plain is not None:
+            return plain[0], plain[1](value)
+        for code, recognises, state, _ in _CLASSES:
+            if recognises(cls):
+                return code, [self.types.name(cls), *state(value)]
+        if _is_numpy(cls):
+            return _NDARRAY, _ndarray_state(value)
+        if value is _ABSENT:
+            return _ABSENT_FIELD, None
+        raise CodecError(
+            f"a {cls.__module__}.{cls.__qualname__} cannot be stored; return plain data, a dataclass, "
+            "an Enum, a NamedTuple or a pydantic model instead"
+        )
+
+
+class _Unpacking:
+    def __init__(self, types: TypeResolver, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise CodecError("stored bytes are nested too deeply")
+        self.types = types
+        self.depth = depth
+
+    def unpack(self, data: bytes | memoryview) -> Any:
+        return msgpack.unpackb(
+            data, ext_hook=self.restore, raw=False, strict_map_key=False, unicode_errors="surrogatepass"
+        )
+
+    def restore(self, code: int, data: bytes) -> Any:
+        state = _Unpacking(self.types, self.depth + 1).unpack(data)
+        restore = _RESTORE.get(code)
+        if restore is not None:
+            return restore(state)
+        for known, recognises, _, rebuild in _CLASSES:
+            if known == code:
+                cls = self.types.resolve(state[0])
+                if not recognises(cls):
+                    raise CodecError(f"{cls.__qualname__} has become another kind of class")
+                return rebuild(cls, *state[1:])
+        raise CodecError(f"unknown extension type {code}")
+
+
+def _refuse_lookalikes(value: Any, depth: int) -> None:
+    """Refuse what msgpack would pack by itself, but give back as something else."""
+    if depth > MAX_DEPTH:
+        raise CodecError(f"a value that holds itself or is nested deeper than {MAX_DEPTH} cannot be stored")
+    for items in (value, value.values()) if type(value) is dict else (value,):
+        for item in items:
+            cls = type(item)
+            if cls in _NATIVE:
+                continue
+            if cls is list or cls is dict:
+                _refuse_lookalikes(item, depth + 1)
+            elif cls in _LOOKALIKES:
+                raise CodecError(f"a {cls.__name__} inside a list or dict cannot be stored; make it bytes")
+
+
+_LOOKALIKES: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.Timestamp})
+
+
+def _datetime_state(value: datetime.datetime) -> list[Any]:
+    zone = value.tzinfo
+    key = getattr(zone, "key", None) if type(zone).__module__.partition(".")[0] == "zoneinfo" else None
+    return [value.isoformat(), value.fold, key]
+
+
+def _datetime(state: list[Any]) -> datetime.datetime:
+    text, fold, key = state
+    value = datetime.datetime.fromisoformat(text).replace(fold=fold)
+    if key is None:
+        return value
+    import zoneinfo  # seldom needed, and slow to import
+
+    return value.replace(tzinfo=zoneinfo.ZoneInfo(key))
+
+
+def _time_state(value: datetime.time) -> list[Any]:
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise CodecError("a time whose zone has no fixed offset cannot be stored; use a datetime")
+    return [value.isoformat(), value.fold]
+
+
+def _bigint(data: bytes) -> int:
+    return int.from_bytes(data, "big", signed=True)
+
+
+_PLAIN: Final[dict[type, tuple[int, Callable[[Any], Any]]]] = {
+    tuple: (_TUPLE, list),
+    set: (_SET, list),
+    frozenset: (_FROZENSET, list),
+    int: (_BIGINT, lambda v: v.to_bytes(v.bit_length() // 8 + 1, "big", signed=True)),
+    complex: (_COMPLEX, lambda v: [v.real, v.imag]),
+    datetime.datetime: (_DATETIME, _datetime_state),
+    datetime.date: (_DATE, datetime.date.isoformat),
+    datetime.time: (_TIME, _time_state),
+    datetime.timedelta: (_TIMEDELTA, lambda v: [v.days, v.seconds, v.microseconds]),
+    decimal.Decimal: (_DECIMAL, str),
+    uuid.UUID: (_UUID, lambda v: v.bytes),
+}
+
+_RESTORE: Final[dict[int, Callable[[Any], Any]]] = {
+    _TUPLE: tuple,
+    _SET: set,
+    _FROZENSET: frozenset,
+    _BIGINT: _bigint,
+    _COMPLEX: lambda state: complex(*state),
+    _DATETIME: _datetime,
+    _DATE: datetime.date.fromisoformat,
+    _TIME: lambda state: datetime.time.fromisoformat(state[0]).replace(fold=state[1]),
+    _TIMEDELTA: lambda state: datetime.timedelta(*state),
+    _DECIMAL: decimal.Decimal,
+    _UUID: lambda data: uuid.UUID(bytes=data),
+    _NDARRAY: lambda state: _ndarray(*state),
+    _ABSENT_FIELD: lambda state: _ABSENT,
+}
+
+
+def _signature(names: Iterable[str]) -> int:
+    """A class whose fields have changed since a value was stored must not be given that value."""
+    return zlib.crc32("\n".join(names).encode())
+
+
+def _check_signature(cls: type, signature: int, names: Iterable[str]) -> None:
+    if signature != _signature(names):
+        raise CodecError(f"the fields of {cls.__qualname__} have changed")
+
+
+def _enum_state(value: enum.Enum) -> list[Any]:
+    return [value._value_]
+
+
+def _enum(cls: type[enum.Enum], value: Any) -> enum.Enum:
+    return cls(value)
+
+
+def _fields(cls: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _dataclass_state(value: Any) -> list[Any]:
+    names = _fields(value)
+    return [_signature(names), [getattr(value, name, _ABSENT) for name in names]]
+
+
+def _dataclass(cls: Any, signature: int, values: list[Any]) -> Any:
+    names = _fields(cls)
+    _check_signature(cls, signature, names)
+    restored = cls.__new__(cls)
+    for name, value in zip(names, values, strict=True):
+        if value is not _ABSENT:
+            object.__setattr__(restored, name, value)
+    return restored
+
+
+def _namedtuple_state(value: Any) -> list[Any]:
+    return [_signature(value._fields), list(tuple.__iter__(value))]
+
+
+def _namedtuple(cls: Any, signature: int, values: list[Any]) -> Any:
+    _check_signature(cls, signature, cls._fields)
+    return tuple.__new__(cls, values)
+
+
+def _pydantic_state(value: Any) -> list[Any]:
+    cls, state = type(value), value.__dict__
+    fields = cls.__pydantic_fields__
+    others = {
+        name: item
+        for name, item in state.items()
+        if name not in fields and not isinstance(getattr(cls, name, None), functools.cached_property)
+    }
+    return [
+        _signature(fields),
+        [state.get(name, _ABSENT) for name in fields],
+        others or None,
+        sorted(value.__pydantic_fields_set__),
+        value.__pydantic_extra__,
+        value.__pydantic_private__,
+    ]
+
+
+def _pydantic(
+    cls: Any, signature: int, values: list[Any], others: Any, fields_set: list[str], extra: Any, private: Any
+) -> Any:
+    fields = cls.__pydantic_fields__
+    _check_signature(cls, signature, fields)
+    state = {name: item for name, item in zip(fields, values, strict=True) if item is not _ABSENT}
+    restored = cls.__new__(cls)
+    put = object.__setattr__
+    put(restored, "__dict__", {**state, **(others or {})})
+    put(restored, "__pydantic_fields_set__", set(fields_set))
+    put(restored, "__pydantic_extra__", extra)
+    put(restored, "__pydantic_private__", private)
+    return restored
+
+
+_Class = tuple[int, Callable[[type], bool], Callable[[Any], list[Any]], Callable[..., Any]]
+
+_CLASSES: Final[list[_Class]] = [
+    (_ENUM, lambda cls: issubclass(cls, enum.Enum), _enum_state, _enum),
+    (_DATACLASS, dataclasses.is_dataclass, _dataclass_state, _dataclass),
+    (_NAMEDTUPLE, is_namedtuple, _namedtuple_state, _namedtuple),
+    (_PYDANTIC, is_pydantic, _pydantic_state, _pydantic),
+]
+
+
+def _is_numpy(cls: type) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and (cls is numpy.ndarray or issubclass(cls, numpy.generic))
+
+
+def _ndarray_state(value: Any) -> list[Any]:
+    if value.dtype.hasobject or value.dtype.names:
+        raise CodecError("a numpy array of objects or records cannot be stored; return plain arrays")
+    is_scalar = not isinstance(value, sys.modules["numpy"].ndarray)
+    return [value.dtype.str, list(value.shape), value.tobytes(), is_scalar]
+
+
+def _ndarray(dtype: str, shape: list[int], data: bytes, is_scalar: bool) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        raise CodecError("numpy is not loaded in this process")
+    kind = numpy.dtype(dtype)
+    if kind.hasobject:
+        raise CodecError("a numpy array of objects cannot be restored")
+    array = numpy.frombuffer(data, kind).reshape(shape).copy()
+    return array[()] if is_scalar else array

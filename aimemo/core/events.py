@@ -1,0 +1,201 @@
+"""What happened, and who listens: one bus per cache.
+
+Rich hooks receive one `CacheEvent`; seed callbacks receive `(key, value)` or `(key,)`. Either may be a
+plain or an async function. Hooks run in order of registration, isolated from each other; a failing one
+is logged and counted and never reaches the caller. One that takes longer than `HOOK_DEADLINE` counts as
+failing too; from then on it runs beside the callers, and what happens while it is busy is not told to it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from aimemo.core.runtime import HOOK_DEADLINE, Runtime
+from aimemo.core.stats import Stats
+from aimemo.errors import ValidationError
+
+log = logging.getLogger("aimemo")
+
+Tier = Literal["l1", "l2"]
+
+KINDS: Final = ("hit", "miss", "set", "delete", "stale", "coalesced", "invalidated", "evicted", "error", "not_kept")
+SEED_EVENTS: Final = ("get_success", "get_miss", "set_success", "delete_success")
+_OF_EVERY_HIT: Final = ("hit", "get_success")
+
+GATE: Final[list[None]] = []
+"""Not empty while somebody has to see or steer every single call: the fast path then stands aside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheEvent:
+    """One thing that happened. `digest` stands for the key; prompts and values are never in an event.
+
+    Attributes:
+        seconds: how long the caller waited; for a `set`, how long the call had taken.
+        age: seconds since the answer was computed.
+        reason: why, in a word or two, for `not_kept`, `error`, `evicted`, `invalidated` and `stale`.
+        error: the name of the exception's class, where there was one.
+        count: how many entries an `invalidated` removed.
+    """
+
+    kind: str
+    operation: str = ""
+    digest: str = ""
+    tier: Tier | None = None
+    age: float | None = None
+    seconds: float | None = None
+    size_raw: int | None = None
+    size_stored: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    reason: str = ""
+    error: str = ""
+    count: int | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Hook:
+    """One registration of a function for one kind of event."""
+
+    kind: str
+    function: Callable[..., Any]
+    is_slow: bool = False
+    is_busy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS and self.kind not in SEED_EVENTS:
+            raise ValidationError(f"unknown event {self.kind!r}; events are {', '.join((*KINDS, *SEED_EVENTS))}")
+        if not callable(self.function):
+            raise ValidationError(f"the hook for {self.kind!r} must be callable, not {type(self.function).__name__}")
+
+    def not_busy(self) -> None:
+        self.is_busy = False
+
+
+class EventBus:
+    """The hooks of one cache, and the events that wait to be told to them."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.pending: deque[tuple[Hook, str, tuple[Any, ...]]] = deque()
+        self._stats = stats
+        self._hooks: dict[str, tuple[Hook, ...]] = {}
+        self._gate: weakref.finalize[Any, EventBus] | None = None
+
+    def subscribe(self, kind: str, function: Callable[..., Any]) -> None:
+        """Register a hook.
+
+        Raises:
+            ValidationError: for an unknown kind of event or something that cannot be called.
+        """
+        hook = Hook(kind, function)
+        self._hooks[kind] = (*self._hooks.get(kind, ()), hook)
+        self._guard_gate()
+
+    def unsubscribe(self, kind: str, function: Callable[..., Any]) -> bool:
+        """Remove the first registration of `function`. Whether there was one."""
+        hooks = self._hooks.get(kind, ())
+        found = next((hook for hook in hooks if hook.function == function), None)
+        if found is None:
+            return False
+        self._hooks[kind] = tuple(hook for hook in hooks if hook is not found)
+        self._guard_gate()
+        return True
+
+    def _guard_gate(self) -> None:
+        needed = any(self._hooks.get(kind) for kind in _OF_EVERY_HIT)
+        if needed and self._gate is None:
+            GATE.append(None)
+            self._gate = weakref.finalize(self, GATE.pop)
+            self._gate.atexit = False
+        elif not needed and self._gate is not None:
+            self._gate()
+            self._gate = None
+
+    @property
+    def has_hooks(self) -> bool:
+        return any(self._hooks.values())
+
+    def wants(self, kind: str) -> bool:
+        return bool(self._hooks.get(kind))
+
+    def post(self, kind: str, operation: str, args: tuple[Any, ...], own: Iterable[Hook] = ()) -> None:
+        """Queue an event for the hooks of its kind and for a function's `own`; `deliver` tells them."""
+        for hook in (*self._hooks.get(kind, ()), *own):
+            self.pending.append((hook, operation, args))
+
+    async def deliver(self, runtime: Runtime) -> None:
+        """Tell the hooks what waits, oldest first."""
+        while self.pending:
+            try:
+                hook, operation, args = self.pending.popleft()
+            except IndexError:  # another thread told it
+                return
+            await self._tell(hook, operation, args, runtime)
+
+    async def _tell(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
+        if hook.is_slow:
+            self._tell_beside(hook, operation, args, runtime)
+            return
+        started = time.perf_counter()
+        try:
+            in_time = await runtime.call_hook(hook.function, args)
+        except Exception as error:
+            self._failed(hook, operation, error)
+        else:
+            if not in_time or time.perf_counter() - started > HOOK_DEADLINE:
+                hook.is_slow = True
+                self._failed(hook, operation, TimeoutError(f"over {HOOK_DEADLINE} s; it will not be waited for again"))
+
+    def _tell_beside(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
+        if hook.is_busy:
+            self._stats.tally(operation).callback_errors += 1
+            return
+        hook.is_busy = True
+        runtime.call_hook_beside(hook.function, args, hook.not_busy)
+
+    def _failed(self, hook: Hook, operation: str, error: Exception) -> None:
+        self._stats.tally(operation).callback_errors += 1
+        name = getattr(hook.function, "__qualname__", type(hook.function).__name__)
+        log.warning("the %s hook %s failed (operation %r): %s", hook.kind, name, operation, type(error).__name__)
+        log.debug("the %s hook %s failed", hook.kind, name, exc_info=error)
+
+
+def compose_callbacks(*functions: Callable[..., Any]) -> Callable[..., Any]:
+    """One callback of many: calls each with the same arguments, in order, isolated from each other.
+
+    The composed callback returns their results in that order (awaitable if any of them is), with the
+    exception in the place of the result of a callback that raised.
+    """
+
+    def composed(*args: Any, **kwargs: Any) -> Any:
+        results: list[Any] = []
+        for function in functions:
+            try:
+                results.append(function(*args, **kwargs))
+            except Exception as error:
+                results.append(_noted(error))
+        return _finish(results) if any(map(inspect.isawaitable, results)) else results
+
+    return composed
+
+
+async def _finish(results: list[Any]) -> list[Any]:
+    for at, result in enumerate(results):
+        if inspect.isawaitable(result):
+            try:
+                results[at] = await result
+            except Exception as error:
+                results[at] = _noted(error)
+    return results
+
+
+def _noted(error: Exception) -> Exception:
+    log.warning("a composed callback failed: %s", type(error).__name__)
+    return error

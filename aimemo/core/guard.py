@@ -1,0 +1,188 @@
+"""The guard in front of a store: what the store does wrong costs time within a budget, and no errors.
+
+Reads and writes that fail, are late or find damage come back as "not there" and "not kept". A delete or
+a sweep that the store did not acknowledge raises, because silence there would be a wrong answer later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar, Token
+from typing import Any, Final, Literal, TypeVar
+
+from aimemo.core.entry import Entry
+from aimemo.core.envelope import DamagedEntry
+from aimemo.core.ports import Clock, Selector, Store
+from aimemo.core.runtime import Runtime
+from aimemo.errors import CodecError, InfrastructureError
+
+T = TypeVar("T")
+
+log = logging.getLogger("aimemo")
+
+FAILURES_TO_OPEN: Final = 5
+PROBE_INTERVAL: Final = 1.0
+
+NO_TICKET: Final = object()
+"""The store could not give a ticket: what is computed now must not be written to it."""
+
+Report = Callable[[str, str, BaseException], None]
+"""Called with the stage (`get`, `set`…), the key or `""`, and the error."""
+
+
+class Budget:
+    """How long the stores may take within one call, and whether they have failed it already."""
+
+    __slots__ = ("is_spent", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.is_spent = False
+
+
+BUDGET: Final[ContextVar[Budget | None]] = ContextVar("aimemo_budget", default=None)
+
+
+class Breaker:
+    """After some failures in a row a store is left alone, but for one probe per interval."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failures = 0
+        self._next_probe = 0.0
+
+    @property
+    def state(self) -> Literal["closed", "open"]:
+        return "open" if self._failures >= FAILURES_TO_OPEN else "closed"
+
+    def admits(self) -> bool:
+        if self._failures < FAILURES_TO_OPEN:
+            return True
+        now = self._clock()
+        if now < self._next_probe:
+            return False
+        self._next_probe = now + PROBE_INTERVAL
+        return True
+
+    def succeeded(self) -> None:
+        if self._failures:
+            if self._failures >= FAILURES_TO_OPEN:
+                log.warning("the store answers again")
+            self._failures = 0
+
+    def failed(self, error: BaseException) -> None:
+        self._failures += 1
+        self._next_probe = self._clock() + PROBE_INTERVAL
+        if self._failures == FAILURES_TO_OPEN:
+            log.warning(
+                "the store failed %d times in a row (last with %s) and is left alone but for a probe every %g s",
+                *(FAILURES_TO_OPEN, type(error).__name__, PROBE_INTERVAL),
+            )
+
+
+class Guard:
+    """A store that keeps to a budget and hides its faults.
+
+    Args:
+        clock: of real seconds, whatever clock the entries live by: it times waiting.
+        seconds: the budget of one call.
+        strict: raise `InfrastructureError` for every fault instead of hiding it.
+        report: told of every fault.
+    """
+
+    def __init__(
+        self, store: Store, runtime: Runtime, breaker: Breaker, *,
+        clock: Clock, seconds: float, strict: bool, report: Report,
+    ) -> None:  # fmt: skip
+        self.reads_inline = store.reads_inline
+        self.breaker = breaker
+        self._store = store
+        self._runtime = runtime
+        self._clock = clock
+        self._seconds = seconds
+        self._strict = strict
+        self._report = report
+
+    def start_call(self) -> Token[Budget | None]:
+        """Give the call that begins here one budget for all that it asks of the store."""
+        return BUDGET.set(Budget(self._seconds))
+
+    async def connect(self) -> None:
+        await self._store.connect()
+
+    async def get(self, key: str) -> Entry | None:
+        return await self._ask("get", key, self._store.get, key, inline=self.reads_inline)
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
+        answers = await self._ask("get", "", self._store.get_many, keys, inline=self.reads_inline) or {}
+        for key, answer in answers.items():
+            if isinstance(answer, DamagedEntry):
+                self._report("get", key, answer)
+        return {key: answer for key, answer in answers.items() if isinstance(answer, Entry)}
+
+    async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
+        inline = self.reads_inline
+        ticket = await self._ask("ticket", key, self._store.ticket, key, operation, tags, inline=inline)
+        return NO_TICKET if ticket is None else ticket
+
+    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+        if ticket is NO_TICKET:
+            return None
+        return await self._ask("set", key, self._store.set, key, entry, ticket)
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
+        return await self._ask("set", "", self._store.set_many, entries)
+
+    async def delete(self, key: str) -> bool:
+        return await self._insist("delete", key, self._store.delete(key))
+
+    async def sweep(self, selector: Selector) -> int:
+        return await self._insist("invalidate", "", self._store.sweep(selector))
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _ask(
+        self, stage: str, key: str, method: Callable[..., Awaitable[T]], *args: Any, inline: bool = False
+    ) -> T | None:
+        budget = BUDGET.get() or Budget(self._seconds)
+        if budget.is_spent or not self.breaker.admits():
+            return None
+        try:
+            if inline:
+                result = await method(*args)
+            else:
+                result = await self._timed(budget, method(*args))
+        except CodecError as error:  # this entry's fault, not the store's
+            self._fault(stage, key, error)
+            return None
+        except Exception as error:
+            budget.is_spent = True
+            self.breaker.failed(error)
+            self._fault(stage, key, error)
+            return None
+        self.breaker.succeeded()
+        return result
+
+    async def _timed(self, budget: Budget, awaitable: Awaitable[T]) -> T:
+        started = self._clock()
+        try:
+            return await self._runtime.within(budget.seconds, awaitable)
+        finally:
+            budget.seconds = max(budget.seconds - (self._clock() - started), 0.0)
+
+    def _fault(self, stage: str, key: str, error: Exception) -> None:
+        self._report(stage, key, error)
+        if self._strict and not isinstance(error, DamagedEntry):
+            raise InfrastructureError(f"the store failed in {stage}: {type(error).__name__}") from error
+
+    async def _insist(self, stage: str, key: str, awaitable: Awaitable[T]) -> T:
+        try:
+            result = await awaitable
+        except Exception as error:
+            self.breaker.failed(error)
+            self._report(stage, key, error)
+            raise InfrastructureError(f"the store did not acknowledge the {stage}: {type(error).__name__}") from error
+        self.breaker.succeeded()
+        return result

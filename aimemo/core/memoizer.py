@@ -1,0 +1,405 @@
+"""The order of steps of a cached call: look up, join a flight, compute, keep. Written once, for both worlds.
+
+A memoizer is one world's assembly of the parts of one cache. The parts that both worlds share (the
+in-process store, the flights, the journal) are handed in.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from aimemo.core.codec import is_immutable, pack, unpack
+from aimemo.core.context import MODE, Outcome
+from aimemo.core.entry import Address, Entry, PackedEntry
+from aimemo.core.events import GATE, Tier
+from aimemo.core.guard import BUDGET, Guard
+from aimemo.core.journal import Journal
+from aimemo.core.policy import Policy, read_facts
+from aimemo.core.ports import Clock, LocalStore, Selector, Store
+from aimemo.core.runtime import Answer, Failure, Runtime
+from aimemo.core.single_flight import Flight, Flights, Landing
+from aimemo.errors import AimemoWarning, CodecError
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, as far as its answer depends on it.
+
+    Attributes:
+        thunk: calls the function; gives a value, or an awaitable of one.
+        key_again: the key as the arguments are by now; None if they cannot have changed.
+        front, address: where the front index may find the answer next time.
+    """
+
+    policy: Policy
+    key: str
+    thunk: Callable[[], Any]
+    tags: tuple[str, ...] = ()
+    key_again: Callable[[], str] | None = None
+    front: dict[Address, Entry] | None = None
+    address: Address | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """A stored answer that is still usable, with its value."""
+
+    entry: Entry
+    tier: Tier
+    value: Any
+
+
+class Memoizer:
+    """One cache in one world.
+
+    Args:
+        store: all tiers; the slow one behind `guard`.
+        local: the in-process tier of `store`, or None.
+        guard: in front of the slow tier of `store`, or None where there is none.
+        enabled: False lets every call through and keeps nothing.
+    """
+
+    def __init__(
+        self, *, store: Store, local: LocalStore | None, guard: Guard | None, runtime: Runtime,
+        flights: Flights, journal: Journal, clock: Clock, enabled: bool = True,
+    ) -> None:  # fmt: skip
+        self.store = store
+        self.local = local
+        self.guard = guard
+        self.runtime = runtime
+        self.enabled = enabled
+        self.clock = clock
+        self.journal = journal
+        self._flights = flights
+
+    async def recall(self, call: Call) -> Any:
+        """The answer to a call, from a store or from its function; a `Failure` if the function raised."""
+        mode = MODE.get() if GATE else None
+        if mode == "bypass" or not self.enabled:
+            return await self.bypass(call)
+        if mode == "refresh":
+            return await self.refresh(call)
+        started = self.clock()
+        entry = self.local.find(call.key) if self.local is not None else None
+        if entry is not None and entry.fresh_until > started:
+            return await self._hit(call, Found(entry, "l1", entry.value), started)
+        return await self._within_budget(self._recall_beyond_l1(call, entry, started))
+
+    async def bypass(self, call: Call) -> Any:
+        """Call the function and touch nothing."""
+        started = self.clock()
+        return await self._conclude(call, "bypass", await self.runtime.attempt(call.thunk), started)
+
+    async def refresh(self, call: Call) -> Any:
+        """Call the function and replace what is stored."""
+        if not self.enabled:
+            return await self.bypass(call)
+        started = self.clock()
+        self._flights.detach(Selector("key", call.key))
+        landing, leads = await self._within_budget(self._join(call, None, replaces=True))
+        result = landing.result if leads else _copy(landing) or landing.result
+        return await self._conclude(call, "refresh", result, started)
+
+    async def look(self, call: Call) -> Found | None:
+        """What is stored and fresh, without calling or counting anything."""
+        if not self.enabled:
+            return None
+        found = await self._within_budget(self._find_fresh(call))
+        await self.deliver()
+        return found
+
+    async def keep(self, call: Call, value: Any, *, seconds: float = 0.0, ticket: Any = None) -> bool:
+        """Store a value. Whether it was stored.
+
+        Raises:
+            CodecError: for a value that cannot be packed.
+        """
+        entry = self._pack(call, value, seconds)
+        return self.enabled and await self._store(call, entry, value, ticket)
+
+    async def look_many(self, calls: Sequence[Call]) -> dict[str, Found]:
+        """What is stored and fresh of many calls, in one question to the slow tier."""
+        found: dict[str, Found] = {}
+        if not self.enabled:
+            return found
+        now = self.clock()
+        for call in calls:
+            entry = self.local.find(call.key) if self.local is not None else None
+            if entry is not None and entry.fresh_until > now:
+                found[call.key] = Found(entry, "l1", entry.value)
+        rest = {call.key: call for call in calls if call.key not in found}
+        if rest and self.guard is not None:
+            epoch = self.local.epoch if self.local is not None else 0
+            for key, answer in (await self.store.get_many(list(rest))).items():
+                read = self.open(rest[key].policy, answer, epoch)
+                if read is not None and read.entry.fresh_until > now:
+                    found[key] = read
+        await self.deliver()
+        return found
+
+    async def keep_many(self, calls: Sequence[tuple[Call, Any]]) -> None:
+        """Store values, or raise as `keep` and store none."""
+        entries = {call.key: (self._pack(call, value, 0.0), value) for call, value in calls}
+        if not self.enabled:
+            return
+        if await self.store.set_many({key: entry for key, (entry, _) in entries.items()}) is not None:
+            for entry, value in entries.values():
+                self.journal.kept(entry, value)
+
+    async def connect(self) -> bool:
+        """Whether the store can be used now."""
+        try:
+            await self.store.connect()
+        except Exception as error:
+            self.journal.error("connect", "", error)
+            return False
+        return True
+
+    async def delete(self, key: str) -> bool:
+        """Remove a key, and let no computation that began before be kept or joined.
+
+        Raises:
+            InfrastructureError: if the store did not acknowledge it.
+        """
+        existed = await self._then_detach(self.store.delete(key), Selector("key", key))
+        self.journal.deleted(key, existed)
+        await self.deliver()
+        return existed
+
+    async def sweep(self, selector: Selector) -> int:
+        """Remove all that match; as `delete`."""
+        count = await self._then_detach(self.store.sweep(selector), selector)
+        operation = selector.name if selector.kind == "operation" else ""
+        self.journal.invalidated(selector.kind, operation, count)
+        await self.deliver()
+        return count
+
+    async def deliver(self) -> None:
+        """Tell the hooks what has happened meanwhile."""
+        if self.journal.bus.pending:
+            await self.journal.bus.deliver(self.runtime)
+
+    async def _then_detach(self, body: Coroutine[Any, Any, T], selector: Selector) -> T:
+        try:
+            return await body
+        finally:
+            self._flights.detach(selector)
+
+    async def _within_budget(self, body: Coroutine[Any, Any, T]) -> T:
+        if self.guard is None:
+            return await body
+        token = self.guard.start_call()
+        try:
+            return await body
+        finally:
+            BUDGET.reset(token)
+
+    # Looking
+
+    async def _find_fresh(self, call: Call) -> Found | None:
+        entry = self.local.find(call.key) if self.local is not None else None
+        if entry is not None and entry.fresh_until > self.clock():
+            return Found(entry, "l1", entry.value)
+        found = await self._read(call)
+        return found if found is not None and found.entry.fresh_until > self.clock() else None
+
+    async def _read(self, call: Call) -> Found | None:
+        """What the slow tier has, brought into the in-process one."""
+        if self.guard is None:
+            return None
+        epoch = self.local.epoch if self.local is not None else 0
+        entry = await self.store.get(call.key)
+        return None if entry is None else self.open(call.policy, entry, epoch)
+
+    def open(self, policy: Policy, entry: Any, epoch: int) -> Found | None:
+        """An entry read from the slow tier, with its value; None if that cannot be restored."""
+        assert isinstance(entry, PackedEntry)
+        entry.unpack = functools.partial(unpack, types=policy.types)
+        try:
+            value = entry.value
+        except CodecError as error:
+            self.journal.error("decode", entry.key, error)
+            return None
+        if self.local is not None:
+            local_entry = Entry.holding(value, entry) if is_immutable(value) else entry
+            self.local.fill(local_entry, epoch)
+            return Found(local_entry, "l2", value)
+        return Found(entry, "l2", value)
+
+    # Answering
+
+    async def _recall_beyond_l1(self, call: Call, entry: Entry | None, started: float) -> Any:
+        found = await self._read(call)
+        if found is not None and found.entry.fresh_until > self.clock():
+            return await self._hit(call, found, started)
+        stale = found or (Found(entry, "l1", entry.value) if entry is not None else None)
+        if stale is not None and call.policy.serves_stale(stale.entry, self.clock()):
+            if not self._flights.is_busy(self.runtime, call.key):
+                self.runtime.spawn(self._revalidate(call, stale))
+            return await self._conclude(
+                call, "stale", Answer(stale.value), started, stale.entry, stale.tier, "revalidate"
+            )
+        landing, leads = await self._join(call, stale)
+        if leads:
+            return await self._conclude(
+                call, landing.outcome, landing.result, started, landing.entry, landing.tier, landing.reason
+            )
+        copied = _copy(landing)
+        if copied is None:  # an answer that cannot be copied is not shared either
+            return await self._conclude(call, "miss", await self.runtime.attempt(call.thunk), started)
+        outcome: Outcome = "stale" if landing.outcome == "stale" else "coalesced"
+        return await self._conclude(call, outcome, copied, started, landing.entry, None, landing.reason)
+
+    async def _hit(self, call: Call, found: Found, started: float) -> Any:
+        self._aim(call, found.entry)
+        return await self._conclude(call, "hit", Answer(found.value), started, found.entry, found.tier)
+
+    async def _conclude(
+        self, call: Call, outcome: Outcome, result: Answer | Failure, started: float,
+        entry: Entry | None = None, tier: Tier | None = None, reason: str = "",
+    ) -> Any:  # fmt: skip
+        value = result.value if isinstance(result, Answer) else None
+        self.journal.lookup(
+            outcome, call.key, call.policy.operation, started,
+            value=value, entry=entry, tier=tier, reason=reason, hooks=call.policy.hooks,
+        )  # fmt: skip
+        await self.deliver()
+        return value if isinstance(result, Answer) else result
+
+    # Flights
+
+    async def _join(self, call: Call, stale: Found | None, *, replaces: bool = False) -> tuple[Landing, bool]:
+        while True:
+            flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
+            if leads:
+                await self.runtime.launch(self._fly(flight, call, stale, replaces))
+            landing = await self._flights.landing(flight, self.runtime)
+            if landing is not None and (leads or not landing.is_private):
+                return landing, leads
+
+    async def _revalidate(self, call: Call, stale: Found) -> None:
+        flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
+        if leads:
+            await self._within_budget(self._fly(flight, call, stale, False))
+            landing = flight.landing
+            if landing is not None and isinstance(landing.result, Failure):
+                self.journal.error("revalidate", call.key, landing.result.error)
+            await self.deliver()
+
+    async def _fly(self, flight: Flight, call: Call, stale: Found | None, replaces: bool) -> None:
+        landing = None
+        try:
+            landing = await self._lead(call, stale, replaces)
+        except Exception as error:  # a strict store's; a user's own error travels as a Failure
+            landing = Landing(Failure.of(error))
+        finally:
+            self._flights.land(flight, landing)
+
+    async def _lead(self, call: Call, stale: Found | None, replaces: bool) -> Landing:
+        found = None if replaces else await self._find_fresh(call)  # another flight may have just landed
+        if found is not None:
+            self._aim(call, found.entry)
+            return Landing(Answer(found.value), "hit", found.entry, found.tier)
+        ticket = await self.store.ticket(call.key, call.policy.operation, call.tags)
+        started = self.clock()
+        result = await self.runtime.attempt(call.thunk)
+        if isinstance(result, Failure):
+            return self._land_failure(call, result, stale)
+        return await self._land_answer(call, result, self.clock() - started, ticket)
+
+    def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
+        if stale is None or not call.policy.covers_error(stale.entry, self.clock()):
+            return Landing(failure)
+        reason = type(failure.error).__name__
+        return Landing(Answer(stale.value), "stale", stale.entry, stale.tier, reason=reason)
+
+    async def _land_answer(self, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
+        operation = call.policy.operation
+        if call.key_again is not None and not self._has_same_arguments(call):
+            self.journal.not_kept(call.key, operation, "arguments_changed")
+            self._warn(f"an argument of {operation} was changed while the call ran, so its answer was not kept")
+            return Landing(answer, is_private=True)
+        try:
+            entry = self._pack(call, answer.value, seconds)
+        except CodecError as error:
+            self.journal.not_kept(call.key, operation, "not_storable", error)
+            self._warn(f"an answer of {operation} was not kept: {error}")
+            return Landing(answer)
+        if self._may_keep(call, answer.value):
+            await self._store(call, entry, answer.value, ticket)
+        else:
+            self.journal.not_kept(call.key, operation, "store_if")
+        return Landing(answer, entry=entry)
+
+    @staticmethod
+    def _has_same_arguments(call: Call) -> bool:
+        try:
+            return call.key_again is not None and call.key_again() == call.key
+        except Exception:  # they can no longer be keyed at all
+            return False
+
+    def _warn(self, text: str) -> None:
+        try:
+            warnings.warn(text, AimemoWarning, stacklevel=2)
+        except AimemoWarning:
+            pass  # warnings were made errors: the answer goes out all the same
+
+    # Keeping
+
+    def _pack(self, call: Call, value: Any, seconds: float) -> Entry:
+        payload = pack(value, call.policy.types)
+        now = self.clock()
+        fresh_until, usable_until = call.policy.lifetimes(now)
+        entry = PackedEntry(
+            call.key, payload, created=now, fresh_until=fresh_until, usable_until=usable_until,
+            operation=call.policy.operation, tags=call.tags, seconds=seconds, facts=self._facts(call, value),
+        )  # fmt: skip
+        entry.unpack = functools.partial(unpack, types=call.policy.types)
+        return Entry.holding(value, entry) if is_immutable(value) else entry
+
+    def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
+        try:
+            facts = (call.policy.facts or read_facts)(value) or {}
+            return {str(name): fact for name, fact in facts.items() if isinstance(fact, str | int | float)}
+        except Exception as error:
+            self.journal.error("facts", call.key, error)
+            return {}
+
+    def _may_keep(self, call: Call, value: Any) -> bool:
+        try:
+            return call.policy.store_if is None or bool(call.policy.store_if(value))
+        except Exception as error:
+            self.journal.error("store_if", call.key, error)
+            return False
+
+    async def _store(self, call: Call, entry: Entry, value: Any, ticket: Any) -> bool:
+        kept = await self.store.set(call.key, entry, ticket)
+        if kept:
+            self._aim(call, entry)
+            self.journal.kept(entry, value, call.policy.hooks)
+            return True
+        reason: Literal["invalidated", "store"] = "invalidated" if kept is False else "store"
+        self.journal.not_kept(call.key, call.policy.operation, reason)
+        return False
+
+    def _aim(self, call: Call, entry: Entry) -> None:
+        if call.front is not None and call.address is not None and self.local is not None:
+            self.local.aim(entry, call.front, call.address)
+
+
+def _copy(landing: Landing) -> Answer | Failure | None:
+    """A landing's result for one follower; None if it cannot be copied."""
+    if isinstance(landing.result, Failure):
+        return landing.result
+    try:
+        entry = landing.entry
+        return Answer(entry.value if entry is not None else copy.deepcopy(landing.result.value))
+    except Exception:
+        return None

@@ -1,0 +1,136 @@
+"""What the core asks of the parts that others fulfil."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from aimemo.core.entry import Address, Entry
+from aimemo.core.envelope import DamagedEntry
+
+Clock = Callable[[], float]
+"""Seconds, never going back within one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Which entries a sweep means; `kind` `key` stands for one deleted key."""
+
+    kind: Literal["key", "operation", "tag", "glob", "all"]
+    name: str = ""
+
+    def matches(self, key: str, operation: str, tags: Iterable[str]) -> bool:
+        match self.kind:
+            case "key":
+                return key == self.name
+            case "operation":
+                return operation == self.name
+            case "tag":
+                return self.name in tags
+            case "glob":
+                return compile_glob(self.name).match(key) is not None
+        return True
+
+
+@functools.lru_cache(maxsize=64)
+def compile_glob(pattern: str) -> re.Pattern[str]:
+    r"""The one meaning of a glob on every tier, that of Redis: `*`, `?`, `[abc]`, `[a-z]`, `[^a]`, `\` escapes."""
+    out, at = [], 0
+    while at < len(pattern):
+        char = pattern[at]
+        at += 1
+        if char == "*":
+            out.append(".*")
+        elif char == "?":
+            out.append(".")
+        elif char == "[":
+            text, at = _character_class(pattern, at)
+            out.append(text)
+        else:
+            if char == "\\" and at < len(pattern):
+                char, at = pattern[at], at + 1
+            out.append(re.escape(char))
+    return re.compile("".join(out) + r"\Z", re.DOTALL)
+
+
+def _character_class(pattern: str, at: int) -> tuple[str, int]:
+    negated = pattern[at : at + 1] == "^"
+    at += negated
+    ranges = []
+    while at < len(pattern) and pattern[at] != "]":
+        if pattern[at] == "\\" and at + 1 < len(pattern):
+            at += 1
+        low = high = pattern[at]
+        if pattern[at + 1 : at + 2] == "-" and at + 2 < len(pattern):
+            at += 2
+            low, high = sorted((low, pattern[at]))
+        ranges.append(f"{re.escape(low)}-{re.escape(high)}")
+        at += 1
+    inside = "".join(ranges)
+    if not inside:
+        return ("." if negated else "(?!)"), at + 1
+    return f"[{'^' if negated else ''}{inside}]", at + 1
+
+
+class Store(Protocol):
+    """Where entries live. Times of an `Entry` are always of the process's own clock.
+
+    A store raises what its medium raises; the guard in front of it decides what that means.
+    """
+
+    reads_inline: bool
+    """Reads never wait for anything, so no timer is set over them."""
+
+    async def connect(self) -> None:
+        """Make sure that the store can be used; raises if it cannot."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry of exactly this key if it is still usable (fresh or stale), else None.
+
+        Raises:
+            DamagedEntry: what is stored there is not an entry of this key.
+        """
+
+    async def get_many(self, keys: Iterable[str]) -> Mapping[str, Entry | DamagedEntry]:
+        """The usable entries among `keys`, and for each damaged one the error that `get` would raise."""
+
+    async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
+        """Taken before a computation, given back to `set` with its result."""
+
+    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+        """Keep an entry. False: an invalidation came after the ticket, nothing was kept.
+
+        None: nothing was kept because it is too large for the store, or (a guard's answer; a store
+        raises) because the store is in trouble.
+        """
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
+        """Keep entries without tickets; how many were kept."""
+
+    async def delete(self, key: str) -> bool:
+        """Remove a key and void every ticket for it. Whether a usable entry was there."""
+
+    async def sweep(self, selector: Selector) -> int:
+        """Remove all that match and void every matching ticket. How many usable entries were removed."""
+
+    async def close(self) -> None: ...
+
+
+class LocalStore(Store, Protocol):
+    """A store in this process's own memory: its entries are live objects and its reads are plain calls."""
+
+    epoch: int
+    """Grows with every invalidation: what was read before one may not be filled in after it."""
+
+    def find(self, key: str) -> Entry | None: ...
+
+    def fill(self, entry: Entry, epoch: int) -> bool:
+        """Keep what was read from a slower store, unless an invalidation came since `epoch` was read."""
+
+    def aim(self, entry: Entry, front: dict[Address, Entry], address: Address) -> None:
+        """Let a front index find this entry, for as long as this store holds it."""
+
+    def entries(self) -> list[Entry]: ...

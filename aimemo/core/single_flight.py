@@ -1,0 +1,108 @@
+"""Single flight: of the callers that ask for one key at one time, one leads and the others follow.
+
+Flights join within one world: tasks with tasks, also across event loops, and threads with threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aimemo.core.entry import Entry
+from aimemo.core.events import Tier
+from aimemo.core.ports import Selector
+from aimemo.core.runtime import Answer, Failure, ForkSafeLock, Runtime, forget_after_fork
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """How a flight ended.
+
+    Attributes:
+        result: the leader's own answer, or the error for everybody.
+        outcome: what it was for the leader: `miss`, or `hit` or `stale` where a stored answer came out.
+        entry: the answer packed, to give each follower a copy of; None if it cannot be packed.
+        tier: where a stored answer came from.
+        is_private: the leader's arguments changed under the computation, so its answer is for it alone.
+        reason: why a stale answer had to do.
+    """
+
+    result: Answer | Failure
+    outcome: Literal["hit", "miss", "stale"] = "miss"
+    entry: Entry | None = None
+    tier: Tier | None = None
+    is_private: bool = False
+    reason: str = ""
+
+
+class Flight:
+    """One computation under way."""
+
+    __slots__ = ("home", "key", "landing", "operation", "tags", "waiters", "world")
+
+    def __init__(self, world: str, key: str, operation: str, tags: tuple[str, ...], home: Any) -> None:
+        self.world = world
+        self.key = key
+        self.operation = operation
+        self.tags = tags
+        self.home = home
+        self.landing: Landing | None = None
+        self.waiters: list[Any] | None = []
+
+
+class Flights:
+    """The flights of one cache."""
+
+    def __init__(self) -> None:
+        self._flights: dict[tuple[str, str], Flight] = {}
+        self._lock = ForkSafeLock()
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        """The leaders stayed behind in the parent process."""
+        self._flights.clear()
+
+    def join(self, runtime: Runtime, key: str, operation: str, tags: tuple[str, ...]) -> tuple[Flight, bool]:
+        """The flight of a key, and whether the caller leads it."""
+        address = (runtime.world, key)
+        with self._lock:
+            flight = self._flights.get(address)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[address] = Flight(runtime.world, key, operation, tags, runtime.home())
+            return flight, True
+
+    def is_busy(self, runtime: Runtime, key: str) -> bool:
+        return (runtime.world, key) in self._flights
+
+    def land(self, flight: Flight, landing: Landing | None) -> None:
+        """End a flight. Without a landing its leader was cancelled, and a follower has to take over."""
+        with self._lock:
+            self._remove(flight)
+            flight.landing = landing
+            waiters, flight.waiters = flight.waiters, None
+        for waiter in waiters or ():
+            waiter.wake()
+
+    async def landing(self, flight: Flight, runtime: Runtime) -> Landing | None:
+        """Wait for a flight's end. None: it has no leader any more."""
+        with self._lock:
+            if flight.waiters is None:
+                return flight.landing
+            waiter = runtime.waiter()
+            flight.waiters.append(waiter)
+        if not await runtime.wait(waiter, flight.home):
+            self.land(flight, None)
+        return flight.landing
+
+    def detach(self, selector: Selector) -> None:
+        """Let nobody else join the flights that an invalidation means; those who wait get their answer."""
+        with self._lock:
+            for flight in list(self._flights.values()):
+                if selector.matches(flight.key, flight.operation, flight.tags):
+                    self._remove(flight)
+
+    def _remove(self, flight: Flight) -> None:
+        address = (flight.world, flight.key)
+        if self._flights.get(address) is flight:
+            del self._flights[address]

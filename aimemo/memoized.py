@@ -1,0 +1,316 @@
+"""A function made ready to be remembered: from its arguments to a call that the core answers."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aimemo.cached import MISSING
+from aimemo.caches.interface import Cache
+from aimemo.compiled import compile_wrapper, exchange_front
+from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
+from aimemo.core.codec import is_immutable
+from aimemo.core.context import MODE, RECORDERS
+from aimemo.core.entry import Address, Entry
+from aimemo.core.events import GATE
+from aimemo.core.keys import make_key
+from aimemo.core.memoizer import Call, Memoizer
+from aimemo.core.policy import Policy, seconds_of
+from aimemo.core.ports import Selector
+from aimemo.core.runtime import Failure, drive
+from aimemo.core.stats import CacheStats
+from aimemo.core.types import expected_types
+from aimemo.errors import AimemoWarning, UnkeyableArgumentError, ValidationError
+from aimemo.options import Options, bound_values, checked_tags, innermost, version_of
+from aimemo.setup.config import cache_from_url, current_cache, get_cache, on_configure
+
+_SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+_MAX_ADDRESS: Final = 1 << 20
+_ALWAYS_CLOSED: Final = (True,)
+
+_cache_of_url = functools.lru_cache(maxsize=None)(cache_from_url)
+_on_default: weakref.WeakSet[Memoized] = weakref.WeakSet()
+_default_claims: dict[str, str] = {}
+
+
+@on_configure
+def _rebind_default() -> None:
+    for memo in list(_on_default):
+        memo.bind()
+
+
+@dataclass(slots=True)
+class _Binding:
+    """A function on a cache."""
+
+    cache: Cache
+    memoizer: Memoizer
+    policy: Policy
+    front: dict[Address, Entry]
+    threshold: int
+
+
+class Memoized:
+    """A function made ready: its signature compiled, and everything of its identity that never changes."""
+
+    def __init__(self, function: Callable[..., Any], options: Options, names: Mapping[str, Any]) -> None:
+        self.function = function
+        self.options = options
+        self.is_async = inspect.iscoroutinefunction(function)
+        signature = inspect.signature(function)
+        self._parameters = tuple(signature.parameters)
+        self._check_names("ignore", options.ignore)
+        self._check_names("text", (options.text,) if options.text is not None else ())
+        self._bound = bound_values(function)
+        is_fixed = all(map(is_immutable, self._bound.values()))
+        has_stars = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
+        has_front = is_fixed and not (has_stars or options.key or options.skip_if)
+        kept = [name not in options.ignore for name in self._parameters]
+        self.compiled = compile_wrapper(
+            signature, is_async=self.is_async, slow=self.slow_async if self.is_async else self.slow,
+            gate=_ALWAYS_CLOSED if options.hooks.get("hit") else GATE,
+            indexed=kept if has_front else None, tenant=options.scope if callable(options.scope) else None,
+        )  # fmt: skip
+        self._has_front = has_front
+        self._kept = tuple(at for at, is_kept in enumerate(kept) if is_kept)
+        self._kept_names = (*self._bound, *(self.compiled.names[at] for at in self._kept))
+        self._head = canonical((options.operation, version_of(function, options.version)))
+        inner = innermost(function)
+        self._identity = f"{inner.__module__}.{inner.__qualname__}"
+        self._expected = expected_types(inner, names) if "<locals>" in inner.__qualname__ else None
+        self._binding: _Binding | None = None
+        self._lock = threading.Lock()
+        self.wrapper = self._dress(self.compiled.wrapper, inner)
+        self._start()
+
+    def _check_names(self, option: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self._parameters:
+                raise ValidationError(
+                    f"{option} names {name!r}, but {self.options.operation} has the parameters "
+                    f"{', '.join(self._parameters) or '(none)'}", {option: name},
+                )  # fmt: skip
+
+    def _dress(self, wrapper: Any, inner: Callable[..., Any]) -> Any:
+        functools.update_wrapper(wrapper, inner)
+        wrapper.__wrapped__ = self.function
+        wrapper.operation = self.options.operation
+        wrapper.cache = None
+        wrapper.key_for = self.key_for
+        wrapper.stats = self.stats
+        doors = {
+            "peek": self._peek, "invalidate": self._invalidate, "refresh": self._refresh, "bypass": self._bypass,
+        }  # fmt: skip
+        for name, body in doors.items():
+            setattr(wrapper, name, self._door(body))
+        wrapper.invalidate_all = self._door(self._invalidate_all, takes_call=False)
+        return wrapper
+
+    def _start(self) -> None:
+        if self.options.cache is None:
+            _on_default.add(self)
+            self._claim(_default_claims)
+            if current_cache() is not None:
+                self.bind()
+        else:
+            self._claim(self.bind().cache.claims)
+
+    def _claim(self, claims: dict[str, str]) -> None:
+        owner = claims.setdefault(self.options.operation, self._identity)
+        if owner != self._identity:
+            warnings.warn(
+                f"{self._identity} and {owner} share the operation {self.options.operation!r}: "
+                "equal arguments get equal answers; give one of them another operation or a version=",
+                AimemoWarning, stacklevel=5,
+            )  # fmt: skip
+
+    # On a cache
+
+    def bind(self) -> _Binding:
+        """The binding to the cache in force, which the default cache may have changed since the last call."""
+        given = self.options.cache
+        cache = given if isinstance(given, Cache) else _cache_of_url(given) if given is not None else get_cache()
+        binding = self._binding
+        if binding is not None and binding.cache is cache:
+            return binding
+        with self._lock:
+            if self._binding is None or self._binding.cache is not cache:
+                self._binding = self._bind_to(cache)
+                self.wrapper.cache = cache
+                exchange_front(self.compiled.scope, self._binding.front, cache.clock)
+            return self._binding
+
+    def _bind_to(self, cache: Cache) -> _Binding:
+        options = self.options
+        if self._expected is None:
+            self._expected = expected_types(innermost(self.function))
+        policy = Policy(
+            operation=options.operation,
+            ttl=cache.ttl_for(options.operation, options.ttl),
+            stale_while_revalidate=seconds_of("stale_while_revalidate", options.stale_while_revalidate),
+            stale_if_error=seconds_of("stale_if_error", options.stale_if_error),
+            jitter=options.jitter,
+            store_if=options.store_if,
+            facts=options.facts,
+            hooks=options.hooks,
+            types=cache.types_for(self._expected),
+        )
+        threshold = options.text_hash_threshold
+        return _Binding(
+            cache=cache,
+            memoizer=cache.memoizer_of("tasks" if self.is_async else "threads"),
+            policy=policy,
+            front={},
+            threshold=cache.text_hash_threshold if threshold is None else threshold,
+        )
+
+    # A call
+
+    def slow(self, values: tuple[Any, ...]) -> Any:
+        result = drive(self._answer(values))
+        return result.throw() if type(result) is Failure else result
+
+    async def slow_async(self, values: tuple[Any, ...]) -> Any:
+        result = await self._answer(values)
+        return result.throw() if type(result) is Failure else result
+
+    def _answer(self, values: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
+        binding = self.bind()
+        skip_if = self.options.skip_if
+        passes = not binding.cache.enabled or (GATE and MODE.get() == "bypass")
+        if passes or (skip_if is not None and self.compiled.apply(skip_if, values)):
+            return self._bypass(binding, values)
+        return binding.memoizer.recall(self._call(binding, values))
+
+    def _call(self, binding: _Binding, values: tuple[Any, ...]) -> Call:
+        tenant = self._tenant()
+        tags = self.options.tags
+        used = [values[at] for at in self._kept]
+        is_volatile = not all(type(value) in _SCALARS for value in used)
+        return Call(
+            policy=binding.policy,
+            key=self._key(binding, values, tenant),
+            thunk=functools.partial(self.compiled.apply, self.function, values),
+            tags=checked_tags(self.compiled.apply(tags, values)) if callable(tags) else tuple(tags),
+            key_again=functools.partial(self._key, binding, values, tenant) if is_volatile else None,
+            front=binding.front,
+            address=self._address(used, tenant) if self._has_front else None,
+        )
+
+    def _tenant(self) -> str | None:
+        scope = self.options.scope
+        tenant = scope() if callable(scope) else scope
+        if tenant is not None and type(tenant) is not str:
+            raise ValidationError(f"scope must give a string, not {type(tenant).__name__}", {"scope": "type"})
+        return tenant
+
+    def _address(self, used: list[Any], tenant: str | None) -> Address | None:
+        """Where the front may keep the answer; None for arguments whose equality says too little."""
+        size = 0
+        for value in used:
+            if type(value) is str or type(value) is bytes:
+                size += len(value)
+            elif type(value) not in _SCALARS and not _is_plain_enum(type(value)):
+                return None
+        if size > _MAX_ADDRESS:
+            return None
+        address = (*used, *map(type, used))
+        return (*address, tenant) if callable(self.options.scope) else address
+
+    def _key(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None) -> str:
+        options = self.options
+        text: Any = None
+        try:
+            if options.key is not None:
+                arguments = canonical_arguments(("key=",), (self.compiled.apply(options.key, values),))
+            else:
+                used = [values[at] for at in self._kept]
+                arguments = canonical_arguments(self._kept_names, (*self._bound.values(), *used))
+                text = self._text(values, used)
+        except UnkeyableParameter as error:
+            raise self._unkeyable(error) from error
+        identity = f"{canonical(tenant)}{self._head}{arguments}"
+        return make_key(options.operation, text, binding.threshold, identity)
+
+    def _text(self, values: tuple[Any, ...], used: list[Any]) -> str | None:
+        named = self.options.text
+        if named is None:
+            return next((value for value in used if type(value) is str), None)
+        text = values[self._parameters.index(named)]
+        return text if type(text) is str and named not in self.options.ignore else None
+
+    def _unkeyable(self, error: UnkeyableParameter) -> UnkeyableArgumentError:
+        name = error.parameter.lstrip("*")
+        if name == "key=":
+            return UnkeyableArgumentError(f"what key= gave for {self.options.operation} cannot be keyed: {error}")
+        return UnkeyableArgumentError(
+            f"argument {name!r} of {self.options.operation} cannot be keyed: it is or holds {error}. "
+            f"Leave it out with ignore=({name!r},), give its class a __cache_key__() method, or give key="
+        )
+
+    # What a decorated function carries
+
+    def _door(self, body: Callable[..., Coroutine[Any, Any, Any]], *, takes_call: bool = True) -> Callable[..., Any]:
+        def start(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+            return body(self.bind(), self._values(args, kwargs)) if takes_call else body(self.bind())
+
+        async def in_tasks(*args: Any, **kwargs: Any) -> Any:
+            result = await start(args, kwargs)
+            return result.throw() if type(result) is Failure else result
+
+        def in_threads(*args: Any, **kwargs: Any) -> Any:
+            result = drive(start(args, kwargs))
+            return result.throw() if type(result) is Failure else result
+
+        return in_tasks if self.is_async else in_threads
+
+    def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        try:
+            return self.compiled.bind(*args, **kwargs)
+        except TypeError as error:
+            hint = "; give the instance as the first argument" if self._parameters[:1] == ("self",) else ""
+            raise TypeError(f"{self.options.operation}: {error}{hint}") from None
+
+    def key_for(self, *args: Any, **kwargs: Any) -> str:
+        """The key of a call."""
+        return self._key(self.bind(), self._values(args, kwargs), self._tenant())
+
+    def stats(self) -> CacheStats:
+        """The counts of this operation."""
+        return self.bind().cache.stats().by_operation.get(self.options.operation, CacheStats())
+
+    async def _peek(self, binding: _Binding, values: tuple[Any, ...]) -> Any:
+        found = await binding.memoizer.look(self._call(binding, values))
+        return MISSING if found is None else found.value
+
+    async def _invalidate(self, binding: _Binding, values: tuple[Any, ...]) -> bool:
+        return await binding.memoizer.delete(self._key(binding, values, self._tenant()))
+
+    async def _invalidate_all(self, binding: _Binding) -> int:
+        return await binding.memoizer.sweep(Selector("operation", self.options.operation))
+
+    async def _refresh(self, binding: _Binding, values: tuple[Any, ...]) -> Any:
+        return await binding.memoizer.refresh(self._call(binding, values))
+
+    async def _bypass(self, binding: _Binding, values: tuple[Any, ...]) -> Any:
+        thunk = functools.partial(self.compiled.apply, self.function, values)
+        key = ""
+        if GATE and RECORDERS.get():
+            try:
+                key = self._key(binding, values, self._tenant())
+            except UnkeyableArgumentError:
+                pass  # a call that touches nothing needs no key
+        return await binding.memoizer.bypass(Call(binding.policy, key, thunk))
+
+
+def _is_plain_enum(cls: type) -> bool:
+    """Whether the members of an Enum are equal only where they are one."""
+    own = [base for base in cls.__mro__ if base.__module__ not in ("enum", "builtins")]
+    return issubclass(cls, enum.Enum) and not any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own)

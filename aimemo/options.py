@@ -1,0 +1,103 @@
+"""What the decorator is given, checked, and what a function brings along by itself."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aimemo.caches.interface import Cache
+from aimemo.core.canonical import Unkeyable, canonical
+from aimemo.core.codec import is_immutable
+from aimemo.core.events import Hook
+from aimemo.core.policy import check_settings, seconds_of
+from aimemo.core.types import captured_names
+from aimemo.errors import ValidationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the decorator was given, checked."""
+
+    operation: str
+    cache: Cache | str | None
+    ttl: Any
+    text: str | None
+    ignore: tuple[str, ...]
+    key: Callable[..., Any] | None
+    version: str | None
+    scope: str | Callable[[], str] | None
+    store_if: Callable[[Any], Any] | None
+    skip_if: Callable[..., Any] | None
+    tags: tuple[str, ...] | Callable[..., Iterable[str]]
+    facts: Callable[[Any], Mapping[str, Any]] | None
+    stale_while_revalidate: Any
+    stale_if_error: Any
+    jitter: float
+    text_hash_threshold: int | None
+    hooks: Mapping[str, tuple[Hook, ...]]
+
+    def __post_init__(self) -> None:
+        check_settings({"jitter": self.jitter, "text_hash_threshold": self.text_hash_threshold})
+        for name in ("key", "store_if", "skip_if", "facts"):
+            if getattr(self, name) is not None and not callable(getattr(self, name)):
+                raise ValidationError(f"{name} must be callable", {name: "type"})
+        for name in ("ttl", "stale_while_revalidate", "stale_if_error"):
+            if getattr(self, name) is not None:
+                seconds_of(name, getattr(self, name))
+        if not isinstance(self.operation, str) or not self.operation.strip():
+            raise ValidationError("operation must be a non-empty string", {"operation": "type"})
+        if not (self.version is None or isinstance(self.version, str)):
+            raise ValidationError("version must be a string", {"version": "type"})
+        if not (self.scope is None or isinstance(self.scope, str) or callable(self.scope)):
+            raise ValidationError("scope must be a string or a callable that gives one", {"scope": "type"})
+        if not (self.cache is None or isinstance(self.cache, Cache | str)):
+            raise ValidationError("cache must be a cache, a URL or None", {"cache": "type"})
+        if not callable(self.tags):
+            checked_tags(self.tags)
+
+
+def checked_tags(tags: Any) -> tuple[str, ...]:
+    if isinstance(tags, str) or not all(isinstance(tag, str) and tag.isprintable() and tag for tag in tags):
+        raise ValidationError("tags must be a tuple of non-empty printable strings", {"tags": "type"})
+    return tuple(tags)
+
+
+def innermost(function: Callable[..., Any]) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if hasattr(function, "__qualname__") else type(function)
+
+
+def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a callable brings along besides its parameters: a method its instance, a partial its arguments."""
+    if isinstance(function, functools.partial):
+        own = {"(args)": function.args, "(kwargs)": tuple(sorted(function.keywords.items()))}
+        return {**bound_values(function.func), **own}
+    if isinstance(function, types.MethodType):
+        return {"self": function.__self__}
+    return {} if inspect.isroutine(function) else {"self": function}
+
+
+def version_of(function: Callable[..., Any], version: str | None) -> Any:
+    """What of a function's own making counts into its keys: its version and the settings it captured."""
+    inner = inspect.unwrap(innermost(function))
+    code = getattr(inner, "__code__", None)
+    rebound = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} if code else set()
+    captured = captured_names(inner)
+    settings = {name: v for name, v in captured.items() if name not in rebound and is_immutable(v)}
+    if version != "auto":
+        return version, settings
+    others = {name: _canonical_or_none(value) for name, value in captured.items() if name not in rebound}
+    return version, settings, code, others
+
+
+def _canonical_or_none(value: Any) -> str | None:
+    try:
+        return canonical(value)
+    except Unkeyable:
+        return None

@@ -1,0 +1,145 @@
+"""How a cache comes to be from a URL, from the environment, and for the whole process."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from aimemo.caches.interface import Cache
+from aimemo.errors import ConfigurationError
+
+_lock = threading.Lock()
+_default: Cache | None = None
+_listeners: list[Callable[[], None]] = []
+
+
+def cache_from_url(url: str, **settings: Any) -> Cache:
+    """The cache that a URL names: `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+    Args:
+        settings: as of the cache's class.
+
+    Raises:
+        ConfigurationError: for a URL that names no cache.
+        ValidationError: for faulty settings.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        raise ConfigurationError(f"url must be one of {', '.join(_KINDS)}", {"url": type(url).__name__})
+    scheme = url.partition("://")[0]
+    make = _SCHEMES.get(scheme)
+    if make is None:
+        raise ConfigurationError(f"url must start with one of {', '.join(_KINDS)}, not {scheme}://", {"url": scheme})
+    return make(url, settings)
+
+
+def _memory(url: str, settings: dict[str, Any]) -> Cache:
+    from aimemo.caches.memory import InMemoryCache
+
+    if url != "memory://":
+        raise ConfigurationError("memory:// takes nothing after it; give max_size and the rest as settings")
+    return InMemoryCache(**settings)
+
+
+def _sqlite(url: str, settings: dict[str, Any]) -> Cache:
+    from aimemo.caches.sqlite import SQLiteCache
+
+    host, slash, path = url.removeprefix("sqlite://").partition("/")
+    if host or not slash or not path:
+        raise ConfigurationError("a sqlite URL has three slashes and a relative path, or four and an absolute one")
+    return SQLiteCache(urllib.parse.unquote(path), **settings)
+
+
+_SCHEMES: Final[Mapping[str, Callable[[str, dict[str, Any]], Cache]]] = {"memory": _memory, "sqlite": _sqlite}
+_KINDS: Final = tuple(f"{scheme}://" for scheme in _SCHEMES)
+
+
+def configure(url: str | None = None, **settings: Any) -> Cache:
+    """Set the process's default cache, which all functions decorated without `cache=` use from now on.
+
+    What is not given comes from the environment: `AIMEMO_URL`, `AIMEMO_DEFAULT_TTL`, `AIMEMO_OPERATION_TTLS`
+    (JSON), `AIMEMO_NAMESPACE`, `AIMEMO_TEXT_HASH_THRESHOLD`, `AIMEMO_COMPRESSION_THRESHOLD`, `AIMEMO_DISABLED`.
+
+    Raises:
+        ConfigurationError, ValidationError: as `cache_from_url`, and for unreadable variables.
+    """
+    global _default
+    cache = _make(url, settings)
+    with _lock:
+        _default = cache
+    _tell_listeners()
+    return cache
+
+
+def get_cache() -> Cache:
+    """The process's default cache; made on first use from the environment, else in memory."""
+    return _default if _default is not None else _make_default()
+
+
+def current_cache() -> Cache | None:
+    """The default cache if there is one already."""
+    return _default
+
+
+def on_configure(listener: Callable[[], None]) -> Callable[[], None]:
+    """Call `listener` whenever the default cache is another one."""
+    _listeners.append(listener)
+    return listener
+
+
+def _make_default() -> Cache:
+    global _default
+    with _lock:
+        if _default is None:
+            _default = _make(None, {})
+        cache = _default
+    _tell_listeners()
+    return cache
+
+
+def _tell_listeners() -> None:
+    for listener in tuple(_listeners):
+        listener()
+
+
+def _make(url: str | None, settings: Mapping[str, Any]) -> Cache:
+    chosen = {**environment_settings(), **settings}
+    return cache_from_url(url if url is not None else os.environ.get("AIMEMO_URL") or "memory://", **chosen)
+
+
+def environment_settings() -> dict[str, Any]:
+    """The settings that the environment gives.
+
+    Raises:
+        ConfigurationError: for a variable that cannot be read; the text names it.
+    """
+    found: dict[str, Any] = {}
+    for variable, (setting, read) in _VARIABLES.items():
+        text = os.environ.get(variable)
+        if text:
+            try:
+                found[setting] = read(text)
+            except ValueError:
+                raise ConfigurationError(f"{variable} cannot be read as {setting}", {variable: text}) from None
+    return found
+
+
+def _read_disabled(text: str) -> bool:
+    """Whether caching is enabled, from the text of a variable that disables it."""
+    try:
+        return not {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
+    "AIMEMO_DEFAULT_TTL": ("default_ttl", int),
+    "AIMEMO_OPERATION_TTLS": ("operation_ttls", json.loads),
+    "AIMEMO_NAMESPACE": ("namespace", str),
+    "AIMEMO_TEXT_HASH_THRESHOLD": ("text_hash_threshold", int),
+    "AIMEMO_COMPRESSION_THRESHOLD": ("compression_threshold", int),
+    "AIMEMO_DISABLED": ("enabled", _read_disabled),
+}

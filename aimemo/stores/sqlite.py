@@ -1,0 +1,204 @@
+"""Entries in one SQLite file that several processes may share.
+
+A row is found by its rowid, 63 bits of the key's fingerprint, so that a hit is one search in one B-tree.
+Should two keys ever meet in one rowid, the fingerprint in the envelope makes the wrong one a miss.
+
+Every invalidation leaves a row in a log for an hour. A ticket is the log's end when a computation began;
+its result is kept only if nothing after that means it. A flight of more than an hour is not kept.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+from aimemo.core.entry import Entry, PackedEntry
+from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
+from aimemo.core.keys import fingerprint
+from aimemo.core.ports import Clock, Selector
+from aimemo.core.runtime import Runtime
+from aimemo.stores.sqlite_file import SQLiteFile
+
+T = TypeVar("T")
+
+LOG_SECONDS: Final = 3600.0
+PURGE_INTERVAL: Final = 60.0
+PURGE_BATCH: Final = 500
+BATCH: Final = 500
+
+
+class SQLiteStore:
+    """The entries of one namespace in a `SQLiteFile`.
+
+    Args:
+        clock: the process's clock, of the times in entries.
+        wall: the clock of the times in the file.
+    """
+
+    reads_inline = True
+
+    def __init__(
+        self, file: SQLiteFile, runtime: Runtime, *, namespace: str, clock: Clock, wall: Clock,
+        compression_threshold: int, compression_level: int,
+    ) -> None:  # fmt: skip
+        self._file = file
+        self._runtime = runtime
+        self._namespace = namespace
+        self._clock = clock
+        self._wall = wall
+        self._threshold = compression_threshold
+        self._level = compression_level
+        self._next_purge = 0.0
+
+    async def connect(self) -> None:
+        self._file.read("SELECT 1")
+
+    async def get(self, key: str) -> Entry | None:
+        mark, rowid = self._address(key)
+        rows = self._file.read("SELECT envelope FROM aimemo_entries WHERE id = ?", (rowid,))
+        return self._entry(key, mark, rows[0][0]) if rows else None
+
+    async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
+        found: dict[str, Entry | DamagedEntry] = {}
+        for key in keys:
+            try:
+                entry = await self.get(key)
+                if entry is not None:
+                    found[key] = entry
+            except DamagedEntry as error:
+                found[key] = error
+        return found
+
+    async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> tuple[int, float]:
+        rows = self._file.read("SELECT max(seq) FROM aimemo_invalidations")
+        return (rows[0][0] or 0) if rows else 0, self._wall()
+
+    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+        row = self._row(key, entry)
+
+        def keep(connection: sqlite3.Connection) -> bool:
+            if ticket is not None and self._is_void(connection, key, entry, ticket):
+                return False
+            self._insert(connection, [row])
+            return True
+
+        return await self._write(keep)
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> int:
+        rows = [self._row(key, entry) for key, entry in entries.items()]
+        await self._write(lambda connection: self._insert(connection, rows))
+        return len(rows)
+
+    async def delete(self, key: str) -> bool:
+        def remove(connection: sqlite3.Connection) -> int:
+            self._log(connection, Selector("key", key))
+            return self._remove(connection, "id = ? AND key = ?", (self._address(key)[1], key))
+
+        return bool(await self._write(remove))
+
+    async def sweep(self, selector: Selector) -> int:
+        def remove(connection: sqlite3.Connection) -> int:
+            self._log(connection, selector)
+            match selector.kind:
+                case "operation":
+                    return self._remove(connection, "operation = ?", (selector.name,))
+                case "tag":
+                    tag = _tag_text((selector.name,))
+                    return self._remove(connection, "tags IS NOT NULL AND instr(tags, ?)", (tag,))
+                case "glob":
+                    return self._remove_matching(connection, selector)
+            return self._remove(connection, "true", ())
+
+        return await self._write(remove)
+
+    async def close(self) -> None:
+        self._file.close()
+
+    def _address(self, key: str) -> tuple[bytes, int]:
+        mark = fingerprint(self._namespace, key)
+        return mark, int.from_bytes(mark[:8], "big") >> 1
+
+    def _entry(self, key: str, mark: bytes, data: bytes) -> Entry | None:
+        envelope = unseal(data, mark)
+        wall = self._wall()
+        if envelope.usable_until <= wall:
+            return None
+        offset = self._clock() - wall
+        entry = PackedEntry(
+            key, envelope.payload, created=envelope.created + offset, fresh_until=envelope.fresh_until + offset,
+            usable_until=envelope.usable_until + offset, seconds=envelope.seconds, facts=envelope.facts,
+            tags=tuple(envelope.facts.pop("tags", ())),
+        )  # fmt: skip
+        entry.stored_size = len(data)
+        return entry
+
+    def _row(self, key: str, entry: Entry) -> tuple[Any, ...]:
+        assert entry.payload is not None
+        mark, rowid = self._address(key)
+        offset = self._wall() - self._clock()
+        facts = {**(entry.facts or {}), **({"tags": entry.tags} if entry.tags else {})}
+        envelope = Envelope(
+            entry.created + offset, entry.fresh_until + offset, entry.usable_until + offset,
+            entry.seconds, facts, entry.payload,
+        )  # fmt: skip
+        data = seal(envelope, mark, self._threshold, self._level)
+        entry.stored_size = len(data)
+        tags = _tag_text(entry.tags) if entry.tags else None
+        return rowid, self._namespace, entry.operation, key, tags, envelope.usable_until, data
+
+    def _insert(self, connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
+        connection.executemany("INSERT OR REPLACE INTO aimemo_entries VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        self._purge(connection)
+
+    def _purge(self, connection: sqlite3.Connection) -> None:
+        """Now and then, remove a batch of what nobody can use any more."""
+        now = self._wall()
+        if now < self._next_purge:
+            return
+        self._next_purge = now + PURGE_INTERVAL
+        ended = "SELECT id FROM aimemo_entries WHERE usable_until <= ? LIMIT ?"
+        connection.execute(f"DELETE FROM aimemo_entries WHERE id IN ({ended})", (now, PURGE_BATCH))
+        connection.execute("DELETE FROM aimemo_invalidations WHERE at < ?", (now - LOG_SECONDS,))
+
+    def _is_void(self, connection: sqlite3.Connection, key: str, entry: Entry, ticket: tuple[int, float]) -> bool:
+        seq, taken = ticket
+        if self._wall() - taken > LOG_SECONDS:
+            return True
+        since = "SELECT kind, name FROM aimemo_invalidations WHERE seq > ? AND namespace = ?"
+        return any(
+            Selector(kind, name).matches(key, entry.operation, entry.tags)
+            for kind, name in connection.execute(since, (seq, self._namespace))
+        )
+
+    def _log(self, connection: sqlite3.Connection, selector: Selector) -> None:
+        connection.execute(
+            "INSERT INTO aimemo_invalidations (at, namespace, kind, name) VALUES (?, ?, ?, ?)",
+            (self._wall(), self._namespace, selector.kind, selector.name),
+        )
+
+    def _remove(self, connection: sqlite3.Connection, where: str, args: tuple[Any, ...]) -> int:
+        """Delete what matches; how many of those were still usable."""
+        scope = f"FROM aimemo_entries WHERE namespace = ? AND {where}"
+        args = (self._namespace, *args)
+        usable = connection.execute(f"SELECT count(*) {scope} AND usable_until > ?", (*args, self._wall()))
+        count: int = usable.fetchone()[0]
+        connection.execute(f"DELETE {scope}", args)
+        return count
+
+    def _remove_matching(self, connection: sqlite3.Connection, selector: Selector) -> int:
+        rows = connection.execute("SELECT id, key FROM aimemo_entries WHERE namespace = ?", (self._namespace,))
+        ids = [rowid for rowid, key in rows if selector.matches(key, "", ())]
+        count = 0
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start : start + BATCH]
+            count += self._remove(connection, f"id IN ({','.join('?' * len(batch))})", tuple(batch))
+        return count
+
+    async def _write(self, body: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._runtime.offload(self._file.write, body)
+
+
+def _tag_text(tags: tuple[str, ...]) -> str:
+    """Tags as one text in which each can be searched for whole."""
+    return "\x1f" + "\x1f".join(tags) + "\x1f"

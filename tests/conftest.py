@@ -1,0 +1,48 @@
+"""What every test may use: clocks that are moved by hand, and caches of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aimemo import Cache, InMemoryCache, SQLiteCache
+from aimemo.core.events import GATE
+from tests.kit.clock import Clock
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="run the long tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--run-slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+
+
+@pytest.fixture(autouse=True)
+def _open_gate() -> Iterator[None]:
+    """No test leaves the gate closed: a closed gate would hide the fast path from the tests after it."""
+    before = len(GATE)
+    yield
+    assert len(GATE) <= before
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Cache]:
+    """A cache of each kind on a clock that is moved by hand."""
+    made: Cache
+    if request.param == "memory":
+        made = InMemoryCache(clock=clock)
+    else:
+        made = SQLiteCache(tmp_path / "cache.db", clock=clock)
+    yield made
+    made.blocking.close()
