@@ -11,7 +11,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+from aimemo.core.entry import RETIRED, Entry
+
+NOTHING: Final = Entry("", b"", 0.0, RETIRED, RETIRED)
+"""Stands where the front has no entry. The long way must not be taken inside the `except`: whatever it
+raises and catches would then be chained to the KeyError, which costs more than the whole lookup."""
 
 _P = "__aimemo_"  # no parameter may begin like this: the wrapper's own names do
 _KINDS = inspect.Parameter
@@ -24,7 +30,7 @@ class Compiled:
     """The functions made for one signature.
 
     Attributes:
-        wrapper: has the signature itself; calls `slow(values)` for what the front does not answer.
+        wrapper: has the signature itself; calls `slow(values, seen)` for what the front's `seen` does not answer.
         bind: has the signature too; gives the values in the order of the parameters.
         apply: `apply(function, values)` calls a function as the signature says.
         names: of the parameters; `*args` and `**kwargs` keep their stars.
@@ -39,7 +45,7 @@ class Compiled:
 
 
 def compile_wrapper(
-    signature: inspect.Signature, *, is_async: bool, slow: Callable[[tuple[Any, ...]], Any],
+    signature: inspect.Signature, *, is_async: bool, slow: Callable[[tuple[Any, ...], Any], Any],
     gate: Sequence[Any], indexed: Sequence[bool] | None, tenant: Callable[[], Any] | None,
 ) -> Compiled:  # fmt: skip
     """Compile a wrapper.
@@ -56,20 +62,22 @@ def compile_wrapper(
     source = f"def bind({_declare(parameters)}): return {values}\n"
     source += f"def apply({_P}f, {_P}v): return {_P}f({_pass_on(parameters)})\n"
     source += f"{'async ' if is_async else ''}def wrapper({_declare(parameters)}):\n"
-    leave = f"return {'await ' if is_async else ''}{_P}slow({values})"
-    if indexed is not None:
+    leave = f"return {'await ' if is_async else ''}{_P}slow({values}, {_P}entry)"
+    if indexed is None:
+        source += f"    {_P}entry = {_P}nothing\n"
+    else:
         used = [name for name, is_used in zip(names, indexed, strict=True) if is_used]
         parts = [*used, *(f"{_P}type({name})" for name in used)]
         address = _tuple([*parts, f"{_P}tenant()"] if tenant is not None else parts)
         source += (
             f"    try:\n        {_P}entry = {_P}front[{address}]\n"
-            f"    except Exception:\n        {leave}\n"
+            f"    except Exception:\n        {_P}entry = {_P}nothing\n"
             f"    if {_P}entry.fresh_until > {_P}now() and not {_P}gate:\n"
             f"        {_P}entry.hits += 1\n        return {_P}entry.value\n"
         )
     scope: dict[str, Any] = {
         f"{_P}front": {}, f"{_P}now": None, f"{_P}gate": gate, f"{_P}slow": slow, f"{_P}type": type,
-        f"{_P}tenant": tenant,
+        f"{_P}tenant": tenant, f"{_P}nothing": NOTHING,
     }  # fmt: skip
     exec(compile(f"{source}    {leave}\n", "<aimemo wrapper>", "exec"), scope)
     for function in (scope["bind"], scope["wrapper"]):

@@ -18,12 +18,12 @@ from aimemo.compiled import compile_wrapper, exchange_front
 from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
 from aimemo.core.codec import is_immutable
 from aimemo.core.context import MODE, RECORDERS
-from aimemo.core.entry import Address, Entry
+from aimemo.core.entry import RETIRED, Address, Entry
 from aimemo.core.events import GATE
-from aimemo.core.keys import make_key
-from aimemo.core.memoizer import Call, Memoizer
+from aimemo.core.keys import key_prefix, make_key
+from aimemo.core.memoizer import Call, Memoizer, Pending
 from aimemo.core.policy import Policy, seconds_of
-from aimemo.core.ports import Selector
+from aimemo.core.ports import LocalStore, Selector
 from aimemo.core.runtime import Failure, drive
 from aimemo.core.stats import CacheStats
 from aimemo.core.types import expected_types
@@ -33,6 +33,8 @@ from aimemo.setup.config import cache_from_url, current_cache, get_cache, on_con
 
 _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _MAX_ADDRESS: Final = 1 << 20
+_MAX_KNOWN: Final = 1024
+_MAX_KNOWN_ADDRESS: Final = 8192
 _ALWAYS_CLOSED: Final = (True,)
 
 _cache_of_url = functools.lru_cache(maxsize=None)(cache_from_url)
@@ -53,8 +55,56 @@ class _Binding:
     cache: Cache
     memoizer: Memoizer
     policy: Policy
-    front: dict[Address, Entry]
+    front: dict[Address, Any]
     threshold: int
+    has_local: bool
+
+
+class _Known:
+    """In the front of a cache without an in-process tier: not the answer, but the key of a call."""
+
+    __slots__ = ("key", "tenant")
+
+    fresh_until = RETIRED
+
+    def __init__(self, key: str, tenant: str | None) -> None:
+        self.key = key
+        self.tenant = tenant
+
+
+class _FunctionCall(Call):
+    """A call of a decorated function; what only some steps need is worked out there."""
+
+    __slots__ = ("binding", "memo", "tenant", "values")
+
+    def __init__(
+        self, memo: Memoized, binding: _Binding, values: tuple[Any, ...], tenant: str | None,
+        tags: tuple[str, ...], key: str,
+    ) -> None:  # fmt: skip
+        self.policy = binding.policy
+        self.key = key
+        self.tags = tags
+        self.memo = memo
+        self.binding = binding
+        self.values = values
+        self.tenant = tenant
+
+    def thunk(self) -> Any:
+        return self.memo.compiled.apply(self.memo.function, self.values)
+
+    def has_same_arguments(self) -> bool:
+        used = self.memo.used(self.values)
+        if all(type(value) in _SCALARS for value in used):
+            return True
+        try:
+            return self.memo.key(self.binding, self.values, self.tenant) == self.key
+        except UnkeyableArgumentError:
+            return False
+
+    def aim(self, local: LocalStore, entry: Entry) -> None:
+        address = self.memo.address(self.values, self.tenant, _MAX_ADDRESS)
+        if address is not None:
+            local.aim(entry, self.binding.front, address)
 
 
 class Memoized:
@@ -81,7 +131,9 @@ class Memoized:
         self._has_front = has_front
         self._kept = tuple(at for at, is_kept in enumerate(kept) if is_kept)
         self._kept_names = (*self._bound, *(self.compiled.names[at] for at in self._kept))
+        self._prefix = key_prefix(options.operation)
         self._head = canonical((options.operation, version_of(function, options.version)))
+        self._tags = None if callable(options.tags) else checked_tags(options.tags)
         inner = innermost(function)
         self._identity = f"{inner.__module__}.{inner.__qualname__}"
         self._expected = expected_types(inner, names) if "<locals>" in inner.__qualname__ else None
@@ -136,10 +188,10 @@ class Memoized:
     def bind(self) -> _Binding:
         """The binding to the cache in force, which the default cache may have changed since the last call."""
         given = self.options.cache
-        cache = given if isinstance(given, Cache) else _cache_of_url(given) if given is not None else get_cache()
         binding = self._binding
-        if binding is not None and binding.cache is cache:
+        if binding is not None and (given is not None or binding.cache is current_cache()):
             return binding
+        cache = given if isinstance(given, Cache) else _cache_of_url(given) if given is not None else get_cache()
         with self._lock:
             if self._binding is None or self._binding.cache is not cache:
                 self._binding = self._bind_to(cache)
@@ -163,46 +215,68 @@ class Memoized:
             types=cache.types_for(self._expected),
         )
         threshold = options.text_hash_threshold
+        memoizer = cache.memoizer_of("tasks" if self.is_async else "threads")
         return _Binding(
             cache=cache,
-            memoizer=cache.memoizer_of("tasks" if self.is_async else "threads"),
+            memoizer=memoizer,
             policy=policy,
             front={},
             threshold=cache.text_hash_threshold if threshold is None else threshold,
+            has_local=memoizer.local is not None,
         )
 
     # A call
 
-    def slow(self, values: tuple[Any, ...]) -> Any:
-        result = drive(self._answer(values))
+    def slow(self, values: tuple[Any, ...], seen: Any) -> Any:
+        is_answer, result = self._begin(values, seen)
+        if is_answer:
+            return result
+        result = drive(result)
         return result.throw() if type(result) is Failure else result
 
-    async def slow_async(self, values: tuple[Any, ...]) -> Any:
-        result = await self._answer(values)
+    async def slow_async(self, values: tuple[Any, ...], seen: Any) -> Any:
+        is_answer, result = self._begin(values, seen)
+        if is_answer:
+            return result
+        result = await result
         return result.throw() if type(result) is Failure else result
 
-    def _answer(self, values: tuple[Any, ...]) -> Coroutine[Any, Any, Any]:
+    def _begin(self, values: tuple[Any, ...], seen: Any) -> tuple[bool, Any]:
+        """The answer if it is there at once, else the work that leads to it."""
         binding = self.bind()
         skip_if = self.options.skip_if
         passes = not binding.cache.enabled or (GATE and MODE.get() == "bypass")
         if passes or (skip_if is not None and self.compiled.apply(skip_if, values)):
-            return self._bypass(binding, values)
-        return binding.memoizer.recall(self._call(binding, values))
+            return False, self._bypass(binding, values)
+        call = self._call(binding, values, seen)
+        result = binding.memoizer.recall_at_once(call)
+        if type(result) is Pending:
+            return False, binding.memoizer.recall(call, result)
+        return True, result
 
-    def _call(self, binding: _Binding, values: tuple[Any, ...]) -> Call:
+    def _call(self, binding: _Binding, values: tuple[Any, ...], seen: Any = None) -> Call:
+        tags = self._tags
+        if tags is None:
+            tags = checked_tags(self.compiled.apply(self.options.tags, values))  # type: ignore[arg-type]
+        if type(seen) is _Known:
+            return _FunctionCall(self, binding, values, seen.tenant, tags, seen.key)
         tenant = self._tenant()
-        tags = self.options.tags
-        used = [values[at] for at in self._kept]
-        is_volatile = not all(type(value) in _SCALARS for value in used)
-        return Call(
-            policy=binding.policy,
-            key=self._key(binding, values, tenant),
-            thunk=functools.partial(self.compiled.apply, self.function, values),
-            tags=checked_tags(self.compiled.apply(tags, values)) if callable(tags) else tuple(tags),
-            key_again=functools.partial(self._key, binding, values, tenant) if is_volatile else None,
-            front=binding.front,
-            address=self._address(used, tenant) if self._has_front else None,
-        )
+        key = self.key(binding, values, tenant)
+        if not binding.has_local:
+            self._remember(binding, values, tenant, key)
+        return _FunctionCall(self, binding, values, tenant, tags, key)
+
+    def _remember(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None, key: str) -> None:
+        """Without an in-process tier the front can at least tell the key."""
+        address = self.address(values, tenant, _MAX_KNOWN_ADDRESS)
+        if address is not None:
+            if len(binding.front) >= _MAX_KNOWN:
+                binding.front.clear()
+            binding.front[address] = _Known(key, tenant)
+
+    def used(self, values: tuple[Any, ...]) -> list[Any]:
+        """The arguments that matter."""
+        return [values[at] for at in self._kept]
 
     def _tenant(self) -> str | None:
         scope = self.options.scope
@@ -211,38 +285,44 @@ class Memoized:
             raise ValidationError(f"scope must give a string, not {type(tenant).__name__}", {"scope": "type"})
         return tenant
 
-    def _address(self, used: list[Any], tenant: str | None) -> Address | None:
+    def address(self, values: tuple[Any, ...], tenant: str | None, limit: int) -> Address | None:
         """Where the front may keep the answer; None for arguments whose equality says too little."""
+        if not self._has_front:
+            return None
+        used = self.used(values)
         size = 0
         for value in used:
             if type(value) is str or type(value) is bytes:
                 size += len(value)
             elif type(value) not in _SCALARS and not _is_plain_enum(type(value)):
                 return None
-        if size > _MAX_ADDRESS:
+        if size > limit:
             return None
         address = (*used, *map(type, used))
         return (*address, tenant) if callable(self.options.scope) else address
 
-    def _key(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None) -> str:
+    def key(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None) -> str:
         options = self.options
         text: Any = None
         try:
             if options.key is not None:
                 arguments = canonical_arguments(("key=",), (self.compiled.apply(options.key, values),))
             else:
-                used = [values[at] for at in self._kept]
+                used = self.used(values)
                 arguments = canonical_arguments(self._kept_names, (*self._bound.values(), *used))
                 text = self._text(values, used)
         except UnkeyableParameter as error:
             raise self._unkeyable(error) from error
-        identity = f"{canonical(tenant)}{self._head}{arguments}"
-        return make_key(options.operation, text, binding.threshold, identity)
+        owner = "N" if tenant is None else canonical(tenant)
+        return make_key(self._prefix, text, binding.threshold, f"{owner}{self._head}{arguments}")
 
     def _text(self, values: tuple[Any, ...], used: list[Any]) -> str | None:
         named = self.options.text
         if named is None:
-            return next((value for value in used if type(value) is str), None)
+            for value in used:
+                if type(value) is str:
+                    return value
+            return None
         text = values[self._parameters.index(named)]
         return text if type(text) is str and named not in self.options.ignore else None
 
@@ -280,7 +360,7 @@ class Memoized:
 
     def key_for(self, *args: Any, **kwargs: Any) -> str:
         """The key of a call."""
-        return self._key(self.bind(), self._values(args, kwargs), self._tenant())
+        return self.key(self.bind(), self._values(args, kwargs), self._tenant())
 
     def stats(self) -> CacheStats:
         """The counts of this operation."""
@@ -291,7 +371,7 @@ class Memoized:
         return MISSING if found is None else found.value
 
     async def _invalidate(self, binding: _Binding, values: tuple[Any, ...]) -> bool:
-        return await binding.memoizer.delete(self._key(binding, values, self._tenant()))
+        return await binding.memoizer.delete(self.key(binding, values, self._tenant()))
 
     async def _invalidate_all(self, binding: _Binding) -> int:
         return await binding.memoizer.sweep(Selector("operation", self.options.operation))
@@ -304,7 +384,7 @@ class Memoized:
         key = ""
         if GATE and RECORDERS.get():
             try:
-                key = self._key(binding, values, self._tenant())
+                key = self.key(binding, values, self._tenant())
             except UnkeyableArgumentError:
                 pass  # a call that touches nothing needs no key
         return await binding.memoizer.bypass(Call(binding.policy, key, thunk))

@@ -39,6 +39,9 @@ class SQLiteCache(Cache):
         self._file = SQLiteFile(path, busy_seconds=self.deadline, damaged=self._damaged)
         self._breaker = Breaker(time.monotonic)
 
+    def __repr__(self) -> str:
+        return f"<SQLiteCache path={str(self.path)!r} namespace={self.namespace!r} default_ttl={self.default_ttl}>"
+
     def _damaged(self, error: Exception) -> None:
         self.journal.error("damaged_file", "", error)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aimemo.core.canonical import Unkeyable, canonical
-from aimemo.core.keys import make_key, operation_of
-from aimemo.core.memoizer import Call, Found, Memoizer
+from aimemo.core.keys import key_prefix, make_key, operation_of
+from aimemo.core.memoizer import Call, Found, Memoizer, Pending
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import Selector
 from aimemo.core.types import TypeResolver
@@ -46,7 +46,7 @@ class Surface:
             identity = canonical((None, operation, None, text, dict(options or {})))
         except Unkeyable as error:
             raise UnkeyableArgumentError(f"options of build_key() cannot be keyed: they hold {error}") from error
-        return make_key(operation, text, self.text_hash_threshold, identity)
+        return make_key(key_prefix(operation), text, self.text_hash_threshold, identity)
 
     async def get(self, key: str, default: Any = None) -> Any:
         """The fresh value of a key, or `default`."""
@@ -136,7 +136,8 @@ class Surface:
         """The value of a key, or what `compute` gives, kept; a `Failure` if that raises."""
         if not callable(compute):
             raise ValidationError("compute must be callable without arguments")
-        return await self.memoizer.recall(self._call(key, ttl, compute))
+        call = self._call(key, ttl, compute)
+        return await self.memoizer.recall(call, Pending(self.memoizer.clock()))
 
     def _call(self, key: str, ttl: Any = None, thunk: Callable[[], Any] = lambda: None) -> Call:
         operation = operation_of(_checked(key))

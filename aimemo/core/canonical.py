@@ -60,6 +60,9 @@ def canonical_arguments(names: Sequence[str], values: Sequence[Any]) -> str:
     parts: list[str] = []
     for name, value in zip(names, values, strict=True):
         parts.append(f"p{len(name)}:{name}")
+        if type(value) is str:  # the commonest argument, spelled without detours
+            parts.append(f"s{len(value)}:{value}")
+            continue
         try:
             _write(value, parts.append, 0)
         except Unkeyable as error:

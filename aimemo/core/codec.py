@@ -67,18 +67,23 @@ def pack(value: object, types: TypeResolver) -> bytes:
         raise CodecError(f"a {type(value).__name__} cannot be stored: {error}") from error
 
 
-def unpack(data: bytes, types: TypeResolver) -> Any:
-    """The value in `data`.
+def unpacker(types: TypeResolver) -> Callable[[bytes], Any]:
+    """A function that gives the value in packed bytes.
 
-    Raises:
-        CodecError: if `data` was not packed by `pack`, or holds a class that `types` does not resolve.
+    It raises `CodecError` if the bytes were not packed by `pack`, or hold a class that `types` does not
+    resolve.
     """
-    try:
-        return _Unpacking(types, 0).unpack(data)
-    except CodecError:
-        raise
-    except Exception as error:  # whatever damaged bytes provoke, in msgpack or in a class's own state
-        raise CodecError(f"stored bytes cannot be restored: {type(error).__name__}") from error
+    unpack = _Unpacking(types, 0).unpack
+
+    def value_in(data: bytes) -> Any:
+        try:
+            return unpack(data)
+        except CodecError:
+            raise
+        except Exception as error:  # whatever damaged bytes provoke, in msgpack or in a class's own state
+            raise CodecError(f"stored bytes cannot be restored: {type(error).__name__}") from error
+
+    return value_in
 
 
 class _Packing:

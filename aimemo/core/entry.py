@@ -45,7 +45,6 @@ class Entry:
         self,
         key: str,
         payload: bytes,
-        *,
         created: float,
         fresh_until: float,
         usable_until: float,

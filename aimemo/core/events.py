@@ -83,6 +83,7 @@ class EventBus:
     """The hooks of one cache, and the events that wait to be told to them."""
 
     def __init__(self, stats: Stats) -> None:
+        self.has_hooks = False
         self.pending: deque[tuple[Hook, str, tuple[Any, ...]]] = deque()
         self._stats = stats
         self._hooks: dict[str, tuple[Hook, ...]] = {}
@@ -96,7 +97,7 @@ class EventBus:
         """
         hook = Hook(kind, function)
         self._hooks[kind] = (*self._hooks.get(kind, ()), hook)
-        self._guard_gate()
+        self._note_hooks()
 
     def unsubscribe(self, kind: str, function: Callable[..., Any]) -> bool:
         """Remove the first registration of `function`. Whether there was one."""
@@ -105,10 +106,11 @@ class EventBus:
         if found is None:
             return False
         self._hooks[kind] = tuple(hook for hook in hooks if hook is not found)
-        self._guard_gate()
+        self._note_hooks()
         return True
 
-    def _guard_gate(self) -> None:
+    def _note_hooks(self) -> None:
+        self.has_hooks = any(self._hooks.values())
         needed = any(self._hooks.get(kind) for kind in _OF_EVERY_HIT)
         if needed and self._gate is None:
             GATE.append(None)
@@ -117,10 +119,6 @@ class EventBus:
         elif not needed and self._gate is not None:
             self._gate()
             self._gate = None
-
-    @property
-    def has_hooks(self) -> bool:
-        return any(self._hooks.values())
 
     def wants(self, kind: str) -> bool:
         return bool(self._hooks.get(kind))

@@ -112,7 +112,20 @@ class Guard:
         await self._store.connect()
 
     async def get(self, key: str) -> Entry | None:
-        return await self._ask("get", key, self._store.get, key, inline=self.reads_inline)
+        return self.find(key) if self.reads_inline else await self._ask("get", key, self._store.get, key)
+
+    def find(self, key: str) -> Entry | None:
+        """As `get`, where reads are inline."""
+        budget = BUDGET.get()
+        if not self.breaker.admits() or (budget is not None and budget.is_spent):
+            return None
+        try:
+            entry = self._store.find(key)
+        except Exception as error:
+            self._failed("get", key, error, budget)
+            return None
+        self.breaker.succeeded()
+        return entry
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
         answers = await self._ask("get", "", self._store.get_many, keys, inline=self.reads_inline) or {}
@@ -154,13 +167,8 @@ class Guard:
                 result = await method(*args)
             else:
                 result = await self._timed(budget, method(*args))
-        except CodecError as error:  # this entry's fault, not the store's
-            self._fault(stage, key, error)
-            return None
         except Exception as error:
-            budget.is_spent = True
-            self.breaker.failed(error)
-            self._fault(stage, key, error)
+            self._failed(stage, key, error, budget)
             return None
         self.breaker.succeeded()
         return result
@@ -172,7 +180,11 @@ class Guard:
         finally:
             budget.seconds = max(budget.seconds - (self._clock() - started), 0.0)
 
-    def _fault(self, stage: str, key: str, error: Exception) -> None:
+    def _failed(self, stage: str, key: str, error: Exception, budget: Budget | None) -> None:
+        if not isinstance(error, CodecError):  # that is one entry's fault, not the store's
+            self.breaker.failed(error)
+            if budget is not None:
+                budget.is_spent = True
         self._report(stage, key, error)
         if self._strict and not isinstance(error, DamagedEntry):
             raise InfrastructureError(f"the store failed in {stage}: {type(error).__name__}") from error

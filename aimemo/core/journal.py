@@ -36,7 +36,7 @@ class Journal:
         reason: str = "", hooks: Hooks = NO_HOOKS, is_decorated: bool = True,
     ) -> None:  # fmt: skip
         """A call or a read by hand came to its end."""
-        self._count(outcome, operation, entry, tier)
+        self.count(outcome, operation, entry, tier)
         recorders = RECORDERS.get() if GATE and is_decorated else ()
         own = hooks.get(outcome, ())
         if not (recorders or own or self.bus.has_hooks):
@@ -62,7 +62,8 @@ class Journal:
         if seed is not None and self.bus.wants(seed):
             self.bus.post(seed, operation, (key,) if seed == "get_miss" else (key, value))
 
-    def _count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:
+    def count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:
+        """Count a lookup that nobody watches."""
         if outcome == "hit" and tier == "l1" and entry is not None:
             entry.hits += 1
             return

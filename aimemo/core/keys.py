@@ -15,16 +15,22 @@ _UNSAFE = re.compile(r"[|%\x00-\x1f\x7f\ud800-\udfff]")
 _FORM = re.compile(r"op:([^|]*)\|txt:[^|]*\|([0-9a-f]{32})\Z")
 
 
-def make_key(operation: str, text: str | None, threshold: int, identity: str) -> str:
+def key_prefix(operation: str) -> str:
+    """The part of a key that names the operation."""
+    return f"op:{escape(operation)}|txt:"
+
+
+def make_key(prefix: str, text: str | None, threshold: int, identity: str) -> str:
     """The key of a call.
 
     Args:
+        prefix: as `key_prefix` gives it.
         text: the call's text, or None where it has none. At most `threshold` characters of it stay
             readable; a longer text stands as `hash:` and its xxh3-128 digest, which is a label only.
         identity: the canonical form of everything that makes two calls the same call.
     """
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return f"op:{escape(operation)}|txt:{_label(text, threshold)}|{digest}"
+    return f"{prefix}{_label(text, threshold)}|{digest}"
 
 
 def _label(text: str | None, threshold: int) -> str:

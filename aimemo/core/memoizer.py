@@ -7,15 +7,14 @@ in-process store, the flights, the journal) are handed in.
 from __future__ import annotations
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
-from aimemo.core.codec import is_immutable, pack, unpack
+from aimemo.core.codec import is_immutable, pack
 from aimemo.core.context import MODE, Outcome
-from aimemo.core.entry import Address, Entry, PackedEntry
+from aimemo.core.entry import Entry, PackedEntry
 from aimemo.core.events import GATE, Tier
 from aimemo.core.guard import BUDGET, Guard
 from aimemo.core.journal import Journal
@@ -27,24 +26,46 @@ from aimemo.errors import AimemoWarning, CodecError
 
 T = TypeVar("T")
 
+_REPLACES: Final = -2
+"""In place of a count of landings: whatever is stored, it is to be computed anew."""
 
-@dataclass(slots=True)
+
 class Call:
-    """One call, as far as its answer depends on it.
+    """One call, as far as its answer depends on it."""
+
+    __slots__ = ("_compute", "key", "policy", "tags")
+
+    def __init__(self, policy: Policy, key: str, compute: Callable[[], Any] = lambda: None) -> None:
+        self.policy = policy
+        self.key = key
+        self.tags: tuple[str, ...] = ()
+        self._compute = compute
+
+    def thunk(self) -> Any:
+        """Call the function; gives a value, or an awaitable of one."""
+        return self._compute()
+
+    def has_same_arguments(self) -> bool:
+        """Whether the arguments still are what the key was made from."""
+        return True
+
+    def aim(self, local: LocalStore, entry: Entry) -> None:
+        """Let the front index find the answer next time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A call that could not be answered at once.
 
     Attributes:
-        thunk: calls the function; gives a value, or an awaitable of one.
-        key_again: the key as the arguments are by now; None if they cannot have changed.
-        front, address: where the front index may find the answer next time.
+        stale: what was found, no longer fresh.
+        landings: how many flights had landed when the tiers that can be read at once were looked into, or
+            None if they were not.
     """
 
-    policy: Policy
-    key: str
-    thunk: Callable[[], Any]
-    tags: tuple[str, ...] = ()
-    key_again: Callable[[], str] | None = None
-    front: dict[Address, Entry] | None = None
-    address: Address | None = None
+    started: float
+    stale: Found | None = None
+    landings: int | None = None
 
 
 @dataclass(slots=True)
@@ -79,18 +100,27 @@ class Memoizer:
         self.journal = journal
         self._flights = flights
 
-    async def recall(self, call: Call) -> Any:
+    def recall_at_once(self, call: Call) -> Any:
+        """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`."""
+        started = self.clock()
+        if GATE or call.policy.hooks or not self.enabled:
+            return Pending(started)  # somebody wants to see or steer this call
+        landings = self._flights.landings
+        found = self._find(call)
+        if found is None or found.entry.fresh_until <= started:
+            return Pending(started, found, landings)
+        self._aim(call, found.entry)
+        self.journal.count("hit", call.policy.operation, found.entry, found.tier)
+        return found.value
+
+    async def recall(self, call: Call, pending: Pending) -> Any:
         """The answer to a call, from a store or from its function; a `Failure` if the function raised."""
         mode = MODE.get() if GATE else None
         if mode == "bypass" or not self.enabled:
             return await self.bypass(call)
         if mode == "refresh":
             return await self.refresh(call)
-        started = self.clock()
-        entry = self.local.find(call.key) if self.local is not None else None
-        if entry is not None and entry.fresh_until > started:
-            return await self._hit(call, Found(entry, "l1", entry.value), started)
-        return await self._within_budget(self._recall_beyond_l1(call, entry, started))
+        return await self._within_budget(self._recall(call, pending))
 
     async def bypass(self, call: Call) -> Any:
         """Call the function and touch nothing."""
@@ -103,7 +133,7 @@ class Memoizer:
             return await self.bypass(call)
         started = self.clock()
         self._flights.detach(Selector("key", call.key))
-        landing, leads = await self._within_budget(self._join(call, None, replaces=True))
+        landing, leads = await self._within_budget(self._join(call, None, _REPLACES))
         result = landing.result if leads else _copy(landing) or landing.result
         return await self._conclude(call, "refresh", result, started)
 
@@ -203,25 +233,40 @@ class Memoizer:
 
     # Looking
 
-    async def _find_fresh(self, call: Call) -> Found | None:
-        entry = self.local.find(call.key) if self.local is not None else None
-        if entry is not None and entry.fresh_until > self.clock():
-            return Found(entry, "l1", entry.value)
-        found = await self._read(call)
-        return found if found is not None and found.entry.fresh_until > self.clock() else None
+    def _find(self, call: Call) -> Found | None:
+        """What the tiers have that are read without waiting; fresh, else stale."""
+        found: Found | None = None
+        if self.local is not None:
+            entry = self.local.find(call.key)
+            if entry is not None:
+                found = Found(entry, "l1", entry.value)
+                if entry.fresh_until > self.clock():
+                    return found
+        if self.guard is not None and self.guard.reads_inline:
+            epoch = self.local.epoch if self.local is not None else 0
+            entry = self.guard.find(call.key)
+            if entry is not None:
+                return self.open(call.policy, entry, epoch) or found
+        return found
 
-    async def _read(self, call: Call) -> Found | None:
-        """What the slow tier has, brought into the in-process one."""
-        if self.guard is None:
-            return None
+    async def _look(self, call: Call) -> Found | None:
+        """What any tier has; fresh, else stale."""
+        found = self._find(call)
+        if self.guard is None or self.guard.reads_inline or (found and found.entry.fresh_until > self.clock()):
+            return found
         epoch = self.local.epoch if self.local is not None else 0
         entry = await self.store.get(call.key)
-        return None if entry is None else self.open(call.policy, entry, epoch)
+        return found if entry is None else self.open(call.policy, entry, epoch) or found
+
+    async def _find_fresh(self, call: Call) -> Found | None:
+        found = await self._look(call)
+        return found if found is not None and found.entry.fresh_until > self.clock() else None
 
     def open(self, policy: Policy, entry: Any, epoch: int) -> Found | None:
         """An entry read from the slow tier, with its value; None if that cannot be restored."""
         assert isinstance(entry, PackedEntry)
-        entry.unpack = functools.partial(unpack, types=policy.types)
+        entry.operation = policy.operation
+        entry.unpack = policy.unpack
         try:
             value = entry.value
         except CodecError as error:
@@ -235,18 +280,21 @@ class Memoizer:
 
     # Answering
 
-    async def _recall_beyond_l1(self, call: Call, entry: Entry | None, started: float) -> Any:
-        found = await self._read(call)
-        if found is not None and found.entry.fresh_until > self.clock():
-            return await self._hit(call, found, started)
-        stale = found or (Found(entry, "l1", entry.value) if entry is not None else None)
+    async def _recall(self, call: Call, pending: Pending) -> Any:
+        started, stale, landings = pending.started, pending.stale, pending.landings
+        if landings is None or not (self.guard is None or self.guard.reads_inline):
+            landings = self._flights.landings
+            stale = await self._look(call)
+            if stale is not None and stale.entry.fresh_until > self.clock():
+                self._aim(call, stale.entry)
+                return await self._conclude(call, "hit", Answer(stale.value), started, stale.entry, stale.tier)
         if stale is not None and call.policy.serves_stale(stale.entry, self.clock()):
             if not self._flights.is_busy(self.runtime, call.key):
                 self.runtime.spawn(self._revalidate(call, stale))
             return await self._conclude(
                 call, "stale", Answer(stale.value), started, stale.entry, stale.tier, "revalidate"
             )
-        landing, leads = await self._join(call, stale)
+        landing, leads = await self._join(call, stale, landings)
         if leads:
             return await self._conclude(
                 call, landing.outcome, landing.result, started, landing.entry, landing.tier, landing.reason
@@ -257,10 +305,6 @@ class Memoizer:
         outcome: Outcome = "stale" if landing.outcome == "stale" else "coalesced"
         return await self._conclude(call, outcome, copied, started, landing.entry, None, landing.reason)
 
-    async def _hit(self, call: Call, found: Found, started: float) -> Any:
-        self._aim(call, found.entry)
-        return await self._conclude(call, "hit", Answer(found.value), started, found.entry, found.tier)
-
     async def _conclude(
         self, call: Call, outcome: Outcome, result: Answer | Failure, started: float,
         entry: Entry | None = None, tier: Tier | None = None, reason: str = "",
@@ -270,43 +314,46 @@ class Memoizer:
             outcome, call.key, call.policy.operation, started,
             value=value, entry=entry, tier=tier, reason=reason, hooks=call.policy.hooks,
         )  # fmt: skip
-        await self.deliver()
+        if self.journal.bus.pending:
+            await self.deliver()
         return value if isinstance(result, Answer) else result
 
     # Flights
 
-    async def _join(self, call: Call, stale: Found | None, *, replaces: bool = False) -> tuple[Landing, bool]:
+    async def _join(self, call: Call, stale: Found | None, landings: int) -> tuple[Landing, bool]:
         while True:
             flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
             if leads:
-                await self.runtime.launch(self._fly(flight, call, stale, replaces))
+                await self.runtime.launch(self._fly(flight, call, stale, landings))
             landing = await self._flights.landing(flight, self.runtime)
             if landing is not None and (leads or not landing.is_private):
                 return landing, leads
 
     async def _revalidate(self, call: Call, stale: Found) -> None:
+        landings = self._flights.landings - 1  # the flight looks again: this may run much later than it was asked for
         flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
         if leads:
-            await self._within_budget(self._fly(flight, call, stale, False))
+            await self._within_budget(self._fly(flight, call, stale, landings))
             landing = flight.landing
             if landing is not None and isinstance(landing.result, Failure):
                 self.journal.error("revalidate", call.key, landing.result.error)
             await self.deliver()
 
-    async def _fly(self, flight: Flight, call: Call, stale: Found | None, replaces: bool) -> None:
+    async def _fly(self, flight: Flight, call: Call, stale: Found | None, landings: int) -> None:
         landing = None
         try:
-            landing = await self._lead(call, stale, replaces)
+            landing = await self._lead(call, stale, landings)
         except Exception as error:  # a strict store's; a user's own error travels as a Failure
             landing = Landing(Failure.of(error))
         finally:
             self._flights.land(flight, landing)
 
-    async def _lead(self, call: Call, stale: Found | None, replaces: bool) -> Landing:
-        found = None if replaces else await self._find_fresh(call)  # another flight may have just landed
-        if found is not None:
-            self._aim(call, found.entry)
-            return Landing(Answer(found.value), "hit", found.entry, found.tier)
+    async def _lead(self, call: Call, stale: Found | None, landings: int) -> Landing:
+        if landings not in (_REPLACES, self._flights.landings):  # a flight has landed since the caller looked
+            found = await self._find_fresh(call)
+            if found is not None:
+                self._aim(call, found.entry)
+                return Landing(Answer(found.value), "hit", found.entry, found.tier)
         ticket = await self.store.ticket(call.key, call.policy.operation, call.tags)
         started = self.clock()
         result = await self.runtime.attempt(call.thunk)
@@ -322,7 +369,7 @@ class Memoizer:
 
     async def _land_answer(self, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
         operation = call.policy.operation
-        if call.key_again is not None and not self._has_same_arguments(call):
+        if not call.has_same_arguments():
             self.journal.not_kept(call.key, operation, "arguments_changed")
             self._warn(f"an argument of {operation} was changed while the call ran, so its answer was not kept")
             return Landing(answer, is_private=True)
@@ -337,13 +384,6 @@ class Memoizer:
         else:
             self.journal.not_kept(call.key, operation, "store_if")
         return Landing(answer, entry=entry)
-
-    @staticmethod
-    def _has_same_arguments(call: Call) -> bool:
-        try:
-            return call.key_again is not None and call.key_again() == call.key
-        except Exception:  # they can no longer be keyed at all
-            return False
 
     def _warn(self, text: str) -> None:
         try:
@@ -361,7 +401,7 @@ class Memoizer:
             call.key, payload, created=now, fresh_until=fresh_until, usable_until=usable_until,
             operation=call.policy.operation, tags=call.tags, seconds=seconds, facts=self._facts(call, value),
         )  # fmt: skip
-        entry.unpack = functools.partial(unpack, types=call.policy.types)
+        entry.unpack = call.policy.unpack
         return Entry.holding(value, entry) if is_immutable(value) else entry
 
     def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
@@ -390,8 +430,8 @@ class Memoizer:
         return False
 
     def _aim(self, call: Call, entry: Entry) -> None:
-        if call.front is not None and call.address is not None and self.local is not None:
-            self.local.aim(entry, call.front, call.address)
+        if self.local is not None:
+            call.aim(self.local, entry)
 
 
 def _copy(landing: Landing) -> Answer | Failure | None:

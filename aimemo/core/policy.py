@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from aimemo.core.codec import unpacker
 from aimemo.core.entry import Entry
 from aimemo.core.events import Hook
 from aimemo.core.types import TypeResolver
@@ -41,6 +42,10 @@ class Policy:
     facts: Callable[[Any], Mapping[str, Any]] | None = None
     hooks: Mapping[str, tuple[Hook, ...]] = field(default_factory=dict)
     types: TypeResolver = field(default_factory=TypeResolver)
+    unpack: Callable[[bytes], Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unpack", unpacker(self.types))
 
     def lifetimes(self, now: float) -> tuple[float, float]:
         """Until when an answer of now is fresh, and until when it is usable."""

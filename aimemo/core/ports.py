@@ -82,7 +82,10 @@ class Store(Protocol):
     """
 
     reads_inline: bool
-    """Reads never wait for anything, so no timer is set over them."""
+    """Reads never wait for anything: `find` may be called, and no timer is set over the other reads."""
+
+    def find(self, key: str) -> Entry | None:
+        """As `get`, as a plain call; only of a store whose reads are inline."""
 
     async def connect(self) -> None:
         """Make sure that the store can be used; raises if it cannot."""
@@ -124,8 +127,6 @@ class LocalStore(Store, Protocol):
 
     epoch: int
     """Grows with every invalidation: what was read before one may not be filled in after it."""
-
-    def find(self, key: str) -> Entry | None: ...
 
     def fill(self, entry: Entry, epoch: int) -> bool:
         """Keep what was read from a slower store, unless an invalidation came since `epoch` was read."""

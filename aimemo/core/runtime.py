@@ -177,25 +177,16 @@ def _attempt(thunk: Callable[[], Any]) -> Answer | Failure:
         return Failure.of(error)
 
 
-class ForkSafeLock:
-    """A lock around a data structure that both sides of a fork find whole and unlocked."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
-        _fork_locks.add(self)
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-_fork_locks: weakref.WeakSet[ForkSafeLock] = weakref.WeakSet()
-_held_over_fork: list[ForkSafeLock] = []
+_fork_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
+_held_over_fork: list[threading.Lock] = []
 _after_fork: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def fork_safe_lock() -> threading.Lock:
+    """A lock around a data structure that both sides of a fork find whole and unlocked."""
+    lock = threading.Lock()
+    _fork_locks.add(lock)
+    return lock
 
 
 def forget_after_fork(thing: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from aimemo.core.entry import Entry
 from aimemo.core.events import Tier
 from aimemo.core.ports import Selector
-from aimemo.core.runtime import Answer, Failure, ForkSafeLock, Runtime, forget_after_fork
+from aimemo.core.runtime import Answer, Failure, Runtime, forget_after_fork, fork_safe_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,10 @@ class Flights:
     """The flights of one cache."""
 
     def __init__(self) -> None:
+        self.landings = 0
+        """How many flights have landed: what was looked up before the last one may be worth another look."""
         self._flights: dict[tuple[str, str], Flight] = {}
-        self._lock = ForkSafeLock()
+        self._lock = fork_safe_lock()
         forget_after_fork(self)
 
     def forget(self) -> None:
@@ -79,6 +81,7 @@ class Flights:
         """End a flight. Without a landing its leader was cancelled, and a follower has to take over."""
         with self._lock:
             self._remove(flight)
+            self.landings += 1
             flight.landing = landing
             waiters, flight.waiters = flight.waiters, None
         for waiter in waiters or ():

@@ -13,7 +13,7 @@ from typing import Any
 
 from aimemo.core.entry import Address, Entry
 from aimemo.core.ports import Clock, Selector
-from aimemo.core.runtime import ForkSafeLock
+from aimemo.core.runtime import fork_safe_lock
 
 Left = Callable[[Entry, str], None]
 
@@ -56,7 +56,7 @@ class MemoryStore:
         self._newest: Entry | None = None
         self._hand: Entry | None = None
         self._tickets: weakref.WeakSet[_Ticket] = weakref.WeakSet()
-        self._lock = ForkSafeLock()
+        self._lock = fork_safe_lock()
 
     def __len__(self) -> int:
         return len(self._entries)

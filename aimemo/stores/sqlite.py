@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from aimemo.core.entry import Entry, PackedEntry
@@ -26,6 +27,18 @@ LOG_SECONDS: Final = 3600.0
 PURGE_INTERVAL: Final = 60.0
 PURGE_BATCH: Final = 500
 BATCH: Final = 500
+RECENT: Final = 1024
+RECENT_BYTES: Final = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """What was opened lately: as long as the file holds the same bytes, they need not be opened again."""
+
+    mark: bytes
+    rowid: int
+    data: bytes
+    entry: PackedEntry
 
 
 class SQLiteStore:
@@ -50,20 +63,35 @@ class SQLiteStore:
         self._threshold = compression_threshold
         self._level = compression_level
         self._next_purge = 0.0
+        self._recent: dict[str, _Recent] = {}
 
     async def connect(self) -> None:
         self._file.read("SELECT 1")
 
-    async def get(self, key: str) -> Entry | None:
-        mark, rowid = self._address(key)
+    def find(self, key: str) -> Entry | None:
+        recent = self._recent.get(key)
+        mark, rowid = (recent.mark, recent.rowid) if recent is not None else _address(self._namespace, key)
         rows = self._file.read("SELECT envelope FROM aimemo_entries WHERE id = ?", (rowid,))
-        return self._entry(key, mark, rows[0][0]) if rows else None
+        if not rows:
+            return None
+        data = rows[0][0]
+        if recent is not None and recent.data == data and recent.entry.usable_until > self._clock():
+            return recent.entry  # the very bytes that were opened before
+        entry = self._entry(key, mark, data)
+        if entry is not None and len(data) <= RECENT_BYTES:
+            if len(self._recent) >= RECENT:
+                self._recent.clear()
+            self._recent[key] = _Recent(mark, rowid, data, entry)
+        return entry
+
+    async def get(self, key: str) -> Entry | None:
+        return self.find(key)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
         found: dict[str, Entry | DamagedEntry] = {}
         for key in keys:
             try:
-                entry = await self.get(key)
+                entry = self.find(key)
                 if entry is not None:
                     found[key] = entry
             except DamagedEntry as error:
@@ -93,7 +121,7 @@ class SQLiteStore:
     async def delete(self, key: str) -> bool:
         def remove(connection: sqlite3.Connection) -> int:
             self._log(connection, Selector("key", key))
-            return self._remove(connection, "id = ? AND key = ?", (self._address(key)[1], key))
+            return self._remove(connection, "id = ? AND key = ?", (_address(self._namespace, key)[1], key))
 
         return bool(await self._write(remove))
 
@@ -115,11 +143,7 @@ class SQLiteStore:
     async def close(self) -> None:
         self._file.close()
 
-    def _address(self, key: str) -> tuple[bytes, int]:
-        mark = fingerprint(self._namespace, key)
-        return mark, int.from_bytes(mark[:8], "big") >> 1
-
-    def _entry(self, key: str, mark: bytes, data: bytes) -> Entry | None:
+    def _entry(self, key: str, mark: bytes, data: bytes) -> PackedEntry | None:
         envelope = unseal(data, mark)
         wall = self._wall()
         if envelope.usable_until <= wall:
@@ -135,7 +159,7 @@ class SQLiteStore:
 
     def _row(self, key: str, entry: Entry) -> tuple[Any, ...]:
         assert entry.payload is not None
-        mark, rowid = self._address(key)
+        mark, rowid = _address(self._namespace, key)
         offset = self._wall() - self._clock()
         facts = {**(entry.facts or {}), **({"tags": entry.tags} if entry.tags else {})}
         envelope = Envelope(
@@ -197,6 +221,12 @@ class SQLiteStore:
 
     async def _write(self, body: Callable[[sqlite3.Connection], T]) -> T:
         return await self._runtime.offload(self._file.write, body)
+
+
+def _address(namespace: str, key: str) -> tuple[bytes, int]:
+    """A key's fingerprint and rowid."""
+    mark = fingerprint(namespace, key)
+    return mark, int.from_bytes(mark[:8], "big") >> 1
 
 
 def _tag_text(tags: tuple[str, ...]) -> str:

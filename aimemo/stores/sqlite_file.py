@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aimemo.core.runtime import ForkSafeLock, forget_after_fork
+from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -59,7 +59,7 @@ class SQLiteFile:
         self._busy_seconds = busy_seconds
         self._damaged = damaged
         self._handles: dict[str, _Handle] = {}
-        self._locks = {"reader": ForkSafeLock(), "writer": ForkSafeLock()}
+        self._locks = {"reader": fork_safe_lock(), "writer": fork_safe_lock()}
         forget_after_fork(self)
 
     def forget(self) -> None:

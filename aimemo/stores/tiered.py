@@ -27,6 +27,9 @@ class TieredStore:
     async def connect(self) -> None:
         await self.l2.connect()
 
+    def find(self, key: str) -> Entry | None:
+        return self.l2.find(key)
+
     async def get(self, key: str) -> Entry | None:
         return await self.l2.get(key)
 

@@ -1,0 +1,29 @@
+"""The command line: typer reads it, rich writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="aimemo remembers what AI calls answered.")
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `demo` a command of its own name while there is only one."""
+
+
+@app.command()
+def demo(
+    files: Annotated[list[Path] | None, typer.Argument(help="documents; those of the checkout if none")] = None,
+    url: Annotated[str | None, typer.Option(help="the cache; AIMEMO_URL, else a SQLite file in .aimemo/")] = None,
+) -> None:
+    """Summarise documents through decorated functions: slowly once, at once the next time.
+
+    Exit codes: 0, or 2 if a file could not be read or the URL names no cache, or 1 if the model failed.
+    """
+    from aimemo.management.demo import run
+
+    raise typer.Exit(run(files or [], url))

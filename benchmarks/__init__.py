@@ -1,0 +1,1 @@
+"""aimemo beside the floor and its peers, measured in one interleaved run."""
