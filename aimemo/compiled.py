@@ -9,6 +9,7 @@ the clock decides. Whatever the front does not know goes the long way, with the 
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -76,7 +77,7 @@ def compile_wrapper(
             f"        {_P}entry.hits += 1\n        return {_P}entry.value\n"
         )
     scope: dict[str, Any] = {
-        f"{_P}front": {}, f"{_P}now": None, f"{_P}gate": gate, f"{_P}slow": slow, f"{_P}type": type,
+        f"{_P}front": {}, f"{_P}now": time.monotonic, f"{_P}gate": gate, f"{_P}slow": slow, f"{_P}type": type,
         f"{_P}tenant": tenant, f"{_P}nothing": NOTHING,
     }  # fmt: skip
     exec(compile(f"{source}    {leave}\n", "<aimemo wrapper>", "exec"), scope)

@@ -10,6 +10,7 @@ from typing import Any, overload
 from aimemo.cached import CachedCoroutineFunction, CachedFunction, CachingDecorator, P, R
 from aimemo.caches.interface import Cache
 from aimemo.core.events import CacheEvent, Hook
+from aimemo.errors import ValidationError
 from aimemo.memoized import Memoized
 from aimemo.options import Options, innermost
 
@@ -74,6 +75,8 @@ def cached_ai_call(
     """
     own = {"hit": on_hit, "miss": on_miss, "set": on_set}
     hooks = {kind: (Hook(kind, hook),) for kind, hook in own.items() if hook is not None}
+    if not isinstance(ignore, Iterable):
+        raise ValidationError("ignore must be a tuple of names of parameters", {"ignore": "type"})
     ignored = (ignore,) if isinstance(ignore, str) else tuple(ignore)
 
     def decorate(function: Any, depth: int = 1) -> Any:
@@ -97,6 +100,6 @@ def cached_ai_call(
 def _refuse(function: Any) -> None:
     """Raise a TypeError for what cannot be decorated."""
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{function.__qualname__} is a generator; cached_ai_call does not cache streams yet")
+        raise TypeError(f"{innermost(function).__qualname__} is a generator; cached_ai_call does not cache streams yet")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"cached_ai_call decorates functions and methods, not {function!r}")

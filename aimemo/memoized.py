@@ -17,7 +17,7 @@ from aimemo.caches.interface import Cache
 from aimemo.compiled import compile_wrapper, exchange_front
 from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
 from aimemo.core.codec import is_immutable
-from aimemo.core.context import MODE, RECORDERS
+from aimemo.core.context import current_mode, current_recorders
 from aimemo.core.entry import RETIRED, Address, Entry
 from aimemo.core.events import GATE
 from aimemo.core.keys import key_prefix, make_key
@@ -28,7 +28,7 @@ from aimemo.core.runtime import Failure, drive
 from aimemo.core.stats import CacheStats
 from aimemo.core.types import expected_types
 from aimemo.errors import AimemoWarning, UnkeyableArgumentError, ValidationError
-from aimemo.options import Options, bound_values, checked_tags, innermost, version_of
+from aimemo.options import Options, bound_values, checked_tags, innermost, origin_of, version_of
 from aimemo.setup.config import cache_from_url, current_cache, get_cache, on_configure
 
 _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
@@ -39,7 +39,7 @@ _ALWAYS_CLOSED: Final = (True,)
 
 _cache_of_url = functools.lru_cache(maxsize=None)(cache_from_url)
 _on_default: weakref.WeakSet[Memoized] = weakref.WeakSet()
-_default_claims: dict[str, str] = {}
+_default_claims: dict[str, tuple[str, str | None]] = {}
 
 
 @on_configure
@@ -93,12 +93,11 @@ class _FunctionCall(Call):
         return self.memo.compiled.apply(self.memo.function, self.values)
 
     def has_same_arguments(self) -> bool:
-        used = self.memo.used(self.values)
-        if all(type(value) in _SCALARS for value in used):
+        if self.memo.are_fixed(self.values):
             return True
         try:
             return self.memo.key(self.binding, self.values, self.tenant) == self.key
-        except UnkeyableArgumentError:
+        except Exception:  # they can no longer be keyed at all
             return False
 
     def aim(self, local: LocalStore, entry: Entry) -> None:
@@ -116,9 +115,10 @@ class Memoized:
         self.is_async = inspect.iscoroutinefunction(function)
         signature = inspect.signature(function)
         self._parameters = tuple(signature.parameters)
-        self._check_names("ignore", options.ignore)
+        bound = bound_values(function)
+        self._check_names("ignore", [name for name in options.ignore if name not in bound])
         self._check_names("text", (options.text,) if options.text is not None else ())
-        self._bound = bound_values(function)
+        self._bound = {name: value for name, value in bound.items() if name not in options.ignore}
         is_fixed = all(map(is_immutable, self._bound.values()))
         has_stars = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
         has_front = is_fixed and not (has_stars or options.key or options.skip_if)
@@ -135,7 +135,7 @@ class Memoized:
         self._head = canonical((options.operation, version_of(function, options.version)))
         self._tags = None if callable(options.tags) else checked_tags(options.tags)
         inner = innermost(function)
-        self._identity = f"{inner.__module__}.{inner.__qualname__}"
+        self._origin = origin_of(inner)
         self._expected = expected_types(inner, names) if "<locals>" in inner.__qualname__ else None
         self._binding: _Binding | None = None
         self._lock = threading.Lock()
@@ -151,7 +151,7 @@ class Memoized:
                 )  # fmt: skip
 
     def _dress(self, wrapper: Any, inner: Callable[..., Any]) -> Any:
-        functools.update_wrapper(wrapper, inner)
+        functools.update_wrapper(wrapper, inner, updated=("__dict__",) if inspect.isroutine(inner) else ())
         wrapper.__wrapped__ = self.function
         wrapper.operation = self.options.operation
         wrapper.cache = None
@@ -174,11 +174,11 @@ class Memoized:
         else:
             self._claim(self.bind().cache.claims)
 
-    def _claim(self, claims: dict[str, str]) -> None:
-        owner = claims.setdefault(self.options.operation, self._identity)
-        if owner != self._identity:
+    def _claim(self, claims: dict[str, tuple[str, str | None]]) -> None:
+        owner = claims.setdefault(self.options.operation, self._origin)
+        if owner != self._origin:
             warnings.warn(
-                f"{self._identity} and {owner} share the operation {self.options.operation!r}: "
+                f"{self._origin[0]} and {owner[0]} share the operation {self.options.operation!r}: "
                 "equal arguments get equal answers; give one of them another operation or a version=",
                 AimemoWarning, stacklevel=5,
             )  # fmt: skip
@@ -245,7 +245,7 @@ class Memoized:
         """The answer if it is there at once, else the work that leads to it."""
         binding = self.bind()
         skip_if = self.options.skip_if
-        passes = not binding.cache.enabled or (GATE and MODE.get() == "bypass")
+        passes = not binding.cache.enabled or current_mode() == "bypass"
         if passes or (skip_if is not None and self.compiled.apply(skip_if, values)):
             return False, self._bypass(binding, values)
         call = self._call(binding, values, seen)
@@ -274,6 +274,11 @@ class Memoized:
                 binding.front.clear()
             binding.front[address] = _Known(key, tenant)
 
+    def are_fixed(self, values: tuple[Any, ...]) -> bool:
+        """Whether nobody can change what the key was made of."""
+        used = values if self.options.key is not None else self.used(values)
+        return all(type(value) in _SCALARS for value in (*self._bound.values(), *used))
+
     def used(self, values: tuple[Any, ...]) -> list[Any]:
         """The arguments that matter."""
         return [values[at] for at in self._kept]
@@ -294,7 +299,7 @@ class Memoized:
         for value in used:
             if type(value) is str or type(value) is bytes:
                 size += len(value)
-            elif type(value) not in _SCALARS and not _is_plain_enum(type(value)):
+            elif type(value) not in _SCALARS and not _is_plain_enum(value):
                 return None
         if size > limit:
             return None
@@ -382,7 +387,7 @@ class Memoized:
     async def _bypass(self, binding: _Binding, values: tuple[Any, ...]) -> Any:
         thunk = functools.partial(self.compiled.apply, self.function, values)
         key = ""
-        if GATE and RECORDERS.get():
+        if current_recorders():
             try:
                 key = self.key(binding, values, self._tenant())
             except UnkeyableArgumentError:
@@ -390,7 +395,11 @@ class Memoized:
         return await binding.memoizer.bypass(Call(binding.policy, key, thunk))
 
 
-def _is_plain_enum(cls: type) -> bool:
-    """Whether the members of an Enum are equal only where they are one."""
+def _is_plain_enum(value: Any) -> bool:
+    """Whether a value is an Enum member that equals itself alone, and that nobody can change."""
+    cls = type(value)
+    if not issubclass(cls, enum.Enum) or not is_immutable(value._value_):
+        return False
     own = [base for base in cls.__mro__ if base.__module__ not in ("enum", "builtins")]
-    return issubclass(cls, enum.Enum) and not any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own)
+    is_usual = {base for base in cls.__mro__ if base.__module__ == "builtins"} <= {object, str, bytes, int, float}
+    return is_usual and not any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own)

@@ -6,12 +6,12 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aimemo.caches.interface import Cache
-from aimemo.core.canonical import Unkeyable, canonical
+from aimemo.core.canonical import canonical
 from aimemo.core.codec import is_immutable
 from aimemo.core.events import Hook
 from aimemo.core.policy import check_settings, seconds_of
@@ -59,12 +59,15 @@ class Options:
             raise ValidationError("cache must be a cache, a URL or None", {"cache": "type"})
         if not callable(self.tags):
             checked_tags(self.tags)
+        if not all(isinstance(name, str) for name in self.ignore):
+            raise ValidationError("ignore must be a tuple of names of parameters", {"ignore": "type"})
 
 
 def checked_tags(tags: Any) -> tuple[str, ...]:
-    if isinstance(tags, str) or not all(isinstance(tag, str) and tag.isprintable() and tag for tag in tags):
+    checked = tuple(tags) if isinstance(tags, Iterable) and not isinstance(tags, str) else (None,)
+    if not all(isinstance(tag, str) and tag.isprintable() and tag for tag in checked):
         raise ValidationError("tags must be a tuple of non-empty printable strings", {"tags": "type"})
-    return tuple(tags)
+    return checked
 
 
 def innermost(function: Callable[..., Any]) -> Any:
@@ -75,9 +78,9 @@ def innermost(function: Callable[..., Any]) -> Any:
 
 def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
     """What a callable brings along besides its parameters: a method its instance, a partial its arguments."""
-    if isinstance(function, functools.partial):
-        own = {"(args)": function.args, "(kwargs)": tuple(sorted(function.keywords.items()))}
-        return {**bound_values(function.func), **own}
+    if isinstance(function, functools.partial):  # what it gives by keyword stays a parameter, with that default
+        given = inspect.signature(function.func).bind_partial(*function.args).arguments
+        return {**bound_values(function.func), **given}
     if isinstance(function, types.MethodType):
         return {"self": function.__self__}
     return {} if inspect.isroutine(function) else {"self": function}
@@ -85,19 +88,30 @@ def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
 
 def version_of(function: Callable[..., Any], version: str | None) -> Any:
     """What of a function's own making counts into its keys: its version and the settings it captured."""
-    inner = inspect.unwrap(innermost(function))
-    code = getattr(inner, "__code__", None)
-    rebound = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} if code else set()
-    captured = captured_names(inner)
-    settings = {name: v for name, v in captured.items() if name not in rebound and is_immutable(v)}
-    if version != "auto":
-        return version, settings
-    others = {name: _canonical_or_none(value) for name, value in captured.items() if name not in rebound}
-    return version, settings, code, others
+    settings, others = [], []
+    for layer in _layers(innermost(function)):
+        code = getattr(layer, "__code__", None)
+        rebound = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} if code else set()
+        captured = {name: value for name, value in captured_names(layer).items() if name not in rebound}
+        settings.append({name: _keyed(value) for name, value in captured.items() if is_immutable(value)})
+        others.append((code, {name: _keyed(value) for name, value in captured.items()}))
+    return (version, settings, others) if version == "auto" else (version, settings)
 
 
-def _canonical_or_none(value: Any) -> str | None:
+def _layers(function: Any) -> Iterator[Any]:
+    """A function, and what it wraps."""
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _keyed(value: Any) -> str | None:
     try:
         return canonical(value)
-    except Unkeyable:
+    except Exception:  # no form, or an object whose own methods fail
         return None
+
+
+def origin_of(function: Any) -> tuple[str, str | None]:
+    """What tells a function from every other one, also of its name."""
+    return f"{function.__module__}.{function.__qualname__}", _keyed(getattr(function, "__code__", None))

@@ -39,10 +39,9 @@ def clock() -> Clock:
 @pytest.fixture(params=["memory", "sqlite"])
 def cache(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Cache]:
     """A cache of each kind on a clock that is moved by hand."""
-    made: Cache
-    if request.param == "memory":
-        made = InMemoryCache(clock=clock)
-    else:
-        made = SQLiteCache(tmp_path / "cache.db", clock=clock)
+    # Five seconds for the stores: a slow machine must not turn a hit into a miss.
+    file = tmp_path / "cache.db"
+    is_memory = request.param == "memory"
+    made: Cache = InMemoryCache(clock=clock) if is_memory else SQLiteCache(file, clock=clock, deadline=5)
     yield made
     made.blocking.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from aimemo import Cache, cached_ai_call
 
 

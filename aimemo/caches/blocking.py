@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aimemo.caches.surface import Surface
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Failure, drive
+from aimemo.errors import ValidationError
 
 
 class _ThreadSurface(Surface):
@@ -57,6 +59,8 @@ class BlockingCache:
         return drive(self._surface.delete_many(keys))
 
     def get_or_compute(self, key: str, compute: Callable[[], Any], ttl: Any = None) -> Any:
+        if inspect.iscoroutinefunction(compute):
+            raise ValidationError("compute must be a plain function here; an async one needs the awaitable twin")
         result = drive(self._surface.recall(key, compute, ttl))
         return result.throw() if isinstance(result, Failure) else result
 

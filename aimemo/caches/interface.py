@@ -63,6 +63,10 @@ class Cache(Surface):
         self.l1_max_ttl = l1_max_ttl
         self.strict = strict
         self.enabled = enabled
+        if isinstance(trusted_modules, str):
+            raise ValidationError(
+                "trusted_modules must be a tuple of prefixes, not one string", {"trusted_modules": "type"}
+            )
         self.trusted_modules = tuple(trusted_modules)
         self.clock: Clock = clock or time.monotonic
         self.wall_clock: Clock = clock or time.time
@@ -70,7 +74,7 @@ class Cache(Surface):
         self.journal = Journal(self.clock)
         self._flights = Flights()
         self._memoizers: dict[str, Memoizer] = {}
-        self.claims: dict[str, str] = {}
+        self.claims: dict[str, tuple[str, str | None]] = {}
         self._monitor: Any = None
         self._performance_monitor = performance_monitor
 
@@ -173,7 +177,7 @@ class Cache(Surface):
     @_performance_monitor.setter
     def _performance_monitor(self, monitor: Any) -> None:
         """Replaceable at any time: the monitor is told of every operation through hooks."""
-        for kind in ("hit", "miss", "set", "delete"):
+        for kind in ("hit", "stale", "coalesced", "miss", "set", "delete"):
             if (monitor is None) != (self._monitor is None):
                 change = self.journal.bus.unsubscribe if monitor is None else self.journal.bus.subscribe
                 change(kind, self._tell_monitor)
@@ -185,7 +189,7 @@ class Cache(Surface):
 
     def _tell_monitor(self, event: CacheEvent) -> Any:
         operation = event.kind if event.kind in ("set", "delete") else "get"
-        hit = {"hit": True, "miss": False}.get(event.kind)
+        hit = event.kind != "miss" if operation == "get" else None
         monitor = self._monitor
         if monitor is None:
             return None

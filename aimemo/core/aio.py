@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from aimemo.core.runtime import HOOK_DEADLINE, Answer, Failure
+from aimemo.core.runtime import HOOK_DEADLINE, Answer, Failure, HeldUp, HookDone
 
 T = TypeVar("T")
 
@@ -62,10 +62,17 @@ class TaskRuntime:
         if home is waiter.loop:
             await waiter.future
             return True
-        while not (await asyncio.wait({waiter.future}, timeout=_HOME_CHECK))[0]:
+        while not waiter.future.done():
             if not home.is_running():
-                return waiter.future.done()
+                return False
+            await asyncio.wait({waiter.future}, timeout=_HOME_CHECK)
         return True
+
+    def is_running(self, home: asyncio.AbstractEventLoop) -> bool:
+        return home.is_running()
+
+    def interruption(self) -> BaseException:
+        return asyncio.CancelledError("the computation was cancelled")
 
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         try:
@@ -83,8 +90,8 @@ class TaskRuntime:
         except BaseException as error:
             return Failure.of(error)
 
-    async def launch(self, body: Coroutine[Any, Any, None]) -> None:
-        _start(body)
+    async def launch(self, body: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
+        _start(body).add_done_callback(lambda _: ended())
 
     def spawn(self, body: Coroutine[Any, Any, None]) -> None:
         _start(body)
@@ -95,21 +102,22 @@ class TaskRuntime:
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.to_thread(function, *args)
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         task = asyncio.ensure_future(awaitable)
+        is_late = False
         try:
             await asyncio.wait({task}, timeout=seconds)
-            if not task.done() and loop.time() - deadline > _LATE:
-                # The user's code held the loop: what is ready by now was in time.
-                await asyncio.wait({task}, timeout=_LATE)
+            is_late = loop.time() - deadline > _LATE  # the user's code held the loop
+            if is_late and not task.done():
+                await asyncio.wait({task}, timeout=_LATE)  # what is ready by now was in time
         finally:
             if not task.done():
                 task.cancel()
         if not task.done():
-            raise TimeoutError(f"no answer within {seconds:.3f} s")
-        return task.result()
+            raise (HeldUp if is_late else TimeoutError)(f"no answer within {seconds:.3f} s")
+        return task.result(), is_late
 
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         try:
@@ -126,26 +134,22 @@ class TaskRuntime:
             task.result()
         return bool(done)
 
-    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: Callable[[], None]) -> None:
+    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: HookDone) -> None:
         async def call() -> None:
-            try:
-                result = await asyncio.to_thread(function, *args)
-                if inspect.isawaitable(result):
-                    await result
-            except Exception:
-                log.warning("a slow hook failed", exc_info=True)
-            finally:
-                done()
+            result = function(*args) if is_async else await asyncio.to_thread(function, *args)
+            if inspect.isawaitable(result):
+                await result
 
-        _start(call())
+        is_async = inspect.iscoroutinefunction(function)
+        _start(call()).add_done_callback(lambda task: done(None if task.cancelled() else task.exception()))
 
 
 async def _hook(result: Awaitable[Any]) -> None:
     await result
 
 
-def run_in_thread(awaitable: Awaitable[Any], seconds: float) -> bool:
-    """Run an awaitable on a loop of its own. False if it is still running after `seconds`."""
+def run_in_thread(awaitable: Awaitable[Any], seconds: float | None) -> bool:
+    """Run an awaitable on a loop of its own. False if it is still running after `seconds`; None waits."""
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -174,7 +174,8 @@ def _write_enum(value: enum.Enum, add: Add, depth: int) -> None:
 
 def _write_dataclass(value: Any, add: Add, depth: int) -> None:
     state = {f.name: getattr(value, f.name, _ABSENT) for f in dataclasses.fields(value)}
-    _write_object(value, add, depth, state)
+    is_decorated = "__dataclass_fields__" in vars(type(value))  # otherwise a subclass may hold more than fields
+    _write_object(value, add, depth, (state, _plain_view(value), None if is_decorated else _attributes(value)))
 
 
 def _write_pydantic(value: Any, add: Add, depth: int) -> None:
@@ -185,13 +186,25 @@ def _write_pydantic(value: Any, add: Add, depth: int) -> None:
 
 
 def _write_builtin_subclass(value: Any, add: Add, depth: int) -> None:
-    plain = next(_PLAIN[base] for base in type(value).__mro__ if base in _PLAIN)
-    _write_object(value, add, depth, (plain(value), getattr(value, "__dict__", None) or {}))
+    _write_object(value, add, depth, (_plain_view(value), _attributes(value)))
+
+
+def _plain_view(value: Any) -> Any:
+    """The base class's own view of an instance of a subclass of a builtin, whatever the subclass overrides."""
+    return next((_PLAIN[base](value) for base in type(value).__mro__ if base in _PLAIN), None)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """All that an instance holds, in its dictionary and in its slots."""
+    slots = (vars(cls).get("__slots__", ()) for cls in type(value).__mro__ if cls not in _PLAIN)
+    names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)}
+    held = {name: getattr(value, name) for name in names - {"__dict__", "__weakref__"} if hasattr(value, name)}
+    return {**held, **getattr(value, "__dict__", {})}
 
 
 def _write_ndarray(value: Any, add: Add, depth: int) -> None:
-    if value.dtype.hasobject:
-        raise Unkeyable("a numpy array of objects")
+    if value.dtype.hasobject or (hasattr(value, "__setitem__") and type(value) is not sys.modules["numpy"].ndarray):
+        raise Unkeyable("a numpy array of objects, or of a class of its own")
     dtype = value.dtype.descr if value.dtype.names else value.dtype.str
     _write_object(value, add, depth, (dtype, value.shape, value.tobytes()))
 
@@ -213,7 +226,7 @@ def _write_builtin_function(value: Any, add: Add, depth: int) -> None:
     owner = value.__self__
     if owner is not None and not isinstance(owner, types.ModuleType | type):
         raise Unkeyable(f"a method of a {class_name(type(owner))}")
-    _write_object(value, add, depth, (getattr(owner, "__name__", None), value.__qualname__))
+    _write_object(value, add, depth, (owner if isinstance(owner, type) else value.__module__, value.__qualname__))
 
 
 def _write_class(value: type, add: Add, depth: int) -> None:
@@ -259,6 +272,11 @@ def _write_typing(value: Any, add: Add, depth: int) -> None:
     _write_object(value, add, depth, (names, getattr(value, "__supertype__", None)))
 
 
+def _zone(value: Any) -> Any:
+    """The name of a named zone: an offset alone does not tell what other times there would be."""
+    return getattr(value.tzinfo, "key", None)
+
+
 class _Absent:
     """Stands for a field or a closure cell without a value."""
 
@@ -268,7 +286,6 @@ class _Absent:
 
 _ABSENT = _Absent()
 
-# The base class's own view of an instance of a subclass, whatever the subclass overrides.
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     str: str.__str__,
     bytes: bytes.__bytes__,
@@ -284,7 +301,8 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
 
 _CODE = (
     *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags"),
-    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars"),
+    *("co_code", "co_consts", "co_names", "co_varnames", "co_freevars"),
+    *("co_cellvars", "co_exceptiontable"),
 )
 
 _WRITERS: dict[type, Writer] = {
@@ -317,9 +335,9 @@ _WRITERS: dict[type, Writer] = {
 
 # Types whose modules are not imported for their sake: found by name once a value of theirs turns up.
 _LATE: dict[str, Writer] = {
-    "datetime.datetime": _tagged("datetime", lambda v: (v.isoformat(), v.fold)),
+    "datetime.datetime": _tagged("datetime", lambda v: (v.isoformat(), v.fold, _zone(v))),
     "datetime.date": _tagged("date", lambda v: (v.isoformat(),)),
-    "datetime.time": _tagged("time", lambda v: (v.isoformat(), v.fold)),
+    "datetime.time": _tagged("time", lambda v: (v.isoformat(), v.fold, _zone(v))),
     "datetime.timedelta": _tagged("timedelta", lambda v: (v.days, v.seconds, v.microseconds)),
     "datetime.timezone": _tagged("timezone", lambda v: (v.utcoffset(None),)),
     "decimal.Decimal": _tagged("Decimal", lambda v: (str(v),)),

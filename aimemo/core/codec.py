@@ -14,7 +14,7 @@ import functools
 import sys
 import uuid
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgpack
@@ -23,6 +23,7 @@ from aimemo.core.types import TypeResolver, is_namedtuple, is_pydantic
 from aimemo.errors import CodecError
 
 MAX_DEPTH: Final = 100
+MAX_RAW: Final = 64 * 1024 * 1024
 
 _TUPLE, _SET, _FROZENSET, _BIGINT, _COMPLEX = 1, 2, 3, 4, 5
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID = 10, 11, 12, 13, 14, 15
@@ -32,6 +33,7 @@ _IMMUTABLE: Final = frozenset(
     {str, bytes, int, float, bool, type(None), complex, decimal.Decimal, uuid.UUID}
     | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
 )
+_CONTENTS: Final = (list, dict, set, frozenset, tuple, str, bytes, int, float, complex, BaseException)
 _NATIVE: Final = frozenset({str, bytes, int, float, bool, type(None)})
 
 
@@ -58,13 +60,18 @@ def pack(value: object, types: TypeResolver) -> bytes:
             not resolvable by `types`; a structure that holds itself or is nested too deeply.
     """
     try:
-        return _Packing(types, 0).pack(value)
+        packed = _Packing(types, 0).pack(value)
     except CodecError:
         raise
     except RecursionError:
         raise CodecError("a value that holds itself, or is nested too deeply, cannot be stored") from None
-    except (ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise CodecError(f"a {type(value).__name__} cannot be stored: {error}") from error
+    except Exception as error:  # whatever an object's own methods raise
+        raise CodecError(f"a {type(value).__name__} cannot be stored: {type(error).__name__}") from error
+    if len(packed) > MAX_RAW:
+        raise CodecError(f"a packed value of {len(packed):,} bytes is over the limit of {MAX_RAW:,}")
+    if not is_immutable(value):
+        unpacker(types)(packed)  # what could not be restored is refused now, not missed later
+    return packed
 
 
 def unpacker(types: TypeResolver) -> Callable[[bytes], Any]:
@@ -77,7 +84,10 @@ def unpacker(types: TypeResolver) -> Callable[[bytes], Any]:
 
     def value_in(data: bytes) -> Any:
         try:
-            return unpack(data)
+            value = unpack(data)
+            if value is _ABSENT or type(value) is msgpack.Timestamp:
+                raise CodecError("stored bytes hold something that was never a value")
+            return value
         except CodecError:
             raise
         except Exception as error:  # whatever damaged bytes provoke, in msgpack or in a class's own state
@@ -173,8 +183,10 @@ _LOOKALIKES: Final = frozenset({bytearray, memoryview, msgpack.ExtType, msgpack.
 
 def _datetime_state(value: datetime.datetime) -> list[Any]:
     zone = value.tzinfo
-    key = getattr(zone, "key", None) if type(zone).__module__.partition(".")[0] == "zoneinfo" else None
-    return [value.isoformat(), value.fold, key]
+    home = type(zone).__module__.partition(".")[0]
+    if home not in ("builtins", "datetime", "zoneinfo", "pydantic_core"):
+        raise CodecError(f"a datetime in a {home} zone cannot be stored as it is; use datetime.timezone or zoneinfo")
+    return [value.isoformat(), value.fold, getattr(zone, "key", None)]
 
 
 def _datetime(state: list[Any]) -> datetime.datetime:
@@ -228,64 +240,88 @@ _RESTORE: Final[dict[int, Callable[[Any], Any]]] = {
 }
 
 
-def _signature(names: Iterable[str]) -> int:
+def _signature(fields: Mapping[str, Any]) -> int:
     """A class whose fields have changed since a value was stored must not be given that value."""
-    return zlib.crc32("\n".join(names).encode())
+    return zlib.crc32("\n".join(f"{name}: {hint}" for name, hint in fields.items()).encode())
 
 
-def _check_signature(cls: type, signature: int, names: Iterable[str]) -> None:
-    if signature != _signature(names):
+def _check_signature(cls: type, signature: int, fields: Mapping[str, Any]) -> None:
+    if signature != _signature(fields):
         raise CodecError(f"the fields of {cls.__qualname__} have changed")
 
 
+def _besides(value: Any, fields: Iterable[str]) -> dict[str, Any] | None:
+    """What an object holds besides its fields; what it has merely cached is worked out again."""
+    others = getattr(value, "__dict__", {}).keys() - set(fields)
+    cached = (name for name in others if isinstance(getattr(type(value), name, None), functools.cached_property))
+    return {name: value.__dict__[name] for name in others.difference(cached)} or None
+
+
 def _enum_state(value: enum.Enum) -> list[Any]:
-    return [value._value_]
+    return [value._name_, value._value_]
 
 
-def _enum(cls: type[enum.Enum], value: Any) -> enum.Enum:
-    return cls(value)
+def _enum(cls: type[enum.Enum], name: str | None, value: Any) -> enum.Enum:
+    member = cls.__members__.get(name or "")
+    if member is None and issubclass(cls, enum.Flag):
+        member = cls(value)  # a combination of members
+    if member is None or not (member._value_ == value or value != value):
+        raise CodecError(f"the members of {cls.__qualname__} have changed")
+    return member
 
 
-def _fields(cls: Any) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+def _dataclass_fields(cls: Any) -> dict[str, Any]:
+    return {field.name: field.type for field in dataclasses.fields(cls)}
 
 
 def _dataclass_state(value: Any) -> list[Any]:
-    names = _fields(value)
-    return [_signature(names), [getattr(value, name, _ABSENT) for name in names]]
+    if isinstance(value, _CONTENTS):
+        raise CodecError(f"a dataclass derived from a builtin type cannot be stored: {type(value).__qualname__}")
+    fields = _dataclass_fields(value)
+    return [_signature(fields), [getattr(value, name, _ABSENT) for name in fields], _besides(value, fields)]
 
 
-def _dataclass(cls: Any, signature: int, values: list[Any]) -> Any:
-    names = _fields(cls)
-    _check_signature(cls, signature, names)
-    restored = cls.__new__(cls)
-    for name, value in zip(names, values, strict=True):
+def _dataclass(cls: Any, signature: int, values: list[Any], others: dict[str, Any] | None) -> Any:
+    fields = _dataclass_fields(cls)
+    _check_signature(cls, signature, fields)
+    restored = object.__new__(cls)
+    for name, value in (*zip(fields, values, strict=True), *(others or {}).items()):
         if value is not _ABSENT:
             object.__setattr__(restored, name, value)
     return restored
 
 
+def _namedtuple_fields(cls: Any) -> dict[str, Any]:
+    hints = getattr(cls, "__annotations__", {})
+    return {name: hints.get(name) for name in cls._fields}
+
+
 def _namedtuple_state(value: Any) -> list[Any]:
-    return [_signature(value._fields), list(tuple.__iter__(value))]
+    if _besides(value, ()):
+        raise CodecError(
+            f"a NamedTuple with attributes besides its fields cannot be stored: {type(value).__qualname__}"
+        )
+    return [_signature(_namedtuple_fields(type(value))), list(tuple.__iter__(value))]
 
 
 def _namedtuple(cls: Any, signature: int, values: list[Any]) -> Any:
-    _check_signature(cls, signature, cls._fields)
+    fields = _namedtuple_fields(cls)
+    _check_signature(cls, signature, fields)
+    if len(values) != len(fields):
+        raise CodecError(f"the fields of {cls.__qualname__} have changed")
     return tuple.__new__(cls, values)
 
 
+def _pydantic_fields(cls: Any) -> dict[str, Any]:
+    return {name: field.annotation for name, field in cls.__pydantic_fields__.items()}
+
+
 def _pydantic_state(value: Any) -> list[Any]:
-    cls, state = type(value), value.__dict__
-    fields = cls.__pydantic_fields__
-    others = {
-        name: item
-        for name, item in state.items()
-        if name not in fields and not isinstance(getattr(cls, name, None), functools.cached_property)
-    }
+    fields = _pydantic_fields(type(value))
     return [
         _signature(fields),
-        [state.get(name, _ABSENT) for name in fields],
-        others or None,
+        [value.__dict__.get(name, _ABSENT) for name in fields],
+        _besides(value, fields),
         sorted(value.__pydantic_fields_set__),
         value.__pydantic_extra__,
         value.__pydantic_private__,
@@ -295,10 +331,10 @@ def _pydantic_state(value: Any) -> list[Any]:
 def _pydantic(
     cls: Any, signature: int, values: list[Any], others: Any, fields_set: list[str], extra: Any, private: Any
 ) -> Any:
-    fields = cls.__pydantic_fields__
+    fields = _pydantic_fields(cls)
     _check_signature(cls, signature, fields)
     state = {name: item for name, item in zip(fields, values, strict=True) if item is not _ABSENT}
-    restored = cls.__new__(cls)
+    restored = object.__new__(cls)
     put = object.__setattr__
     put(restored, "__dict__", {**state, **(others or {})})
     put(restored, "__pydantic_fields_set__", set(fields_set))
@@ -323,7 +359,7 @@ def _is_numpy(cls: type) -> bool:
 
 
 def _ndarray_state(value: Any) -> list[Any]:
-    if value.dtype.hasobject or value.dtype.names:
+    if value.dtype.hasobject or value.dtype.kind == "V":
         raise CodecError("a numpy array of objects or records cannot be stored; return plain arrays")
     is_scalar = not isinstance(value, sys.modules["numpy"].ndarray)
     return [value.dtype.str, list(value.shape), value.tobytes(), is_scalar]
@@ -334,7 +370,7 @@ def _ndarray(dtype: str, shape: list[int], data: bytes, is_scalar: bool) -> Any:
     if numpy is None:
         raise CodecError("numpy is not loaded in this process")
     kind = numpy.dtype(dtype)
-    if kind.hasobject:
-        raise CodecError("a numpy array of objects cannot be restored")
-    array = numpy.frombuffer(data, kind).reshape(shape).copy()
+    if kind.hasobject or kind.kind == "V":
+        raise CodecError("a numpy array of objects or records cannot be restored")
+    array = numpy.frombuffer(data, kind).reshape(shape).copy() if kind.itemsize else numpy.zeros(shape, kind)
     return array[()] if is_scalar else array

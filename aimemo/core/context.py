@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from aimemo.core.events import GATE, Tier
 
@@ -38,32 +38,61 @@ class CallRecord:
     cost_saved: float | None = None
 
 
-MODE: Final[ContextVar[Mode | None]] = ContextVar("aimemo_mode", default=None)
-RECORDERS: Final[ContextVar[tuple[list[CallRecord], ...]]] = ContextVar("aimemo_recorders", default=())
+@dataclass(slots=True)
+class _Force:
+    """What a context asks for, and for how long: a task that was started in it may outlive it."""
+
+    mode: Mode | None = None
+    calls: list[CallRecord] | None = None
+    outer: _Force | None = None
+    is_over: bool = False
+
+
+_FORCE: Final[ContextVar[_Force | None]] = ContextVar("aimemo_force", default=None)
+
+
+def _in_force() -> Iterator[_Force]:
+    force = _FORCE.get()
+    while force is not None:
+        if not force.is_over:
+            yield force
+        force = force.outer
+
+
+def current_mode() -> Mode | None:
+    """What the innermost `bypass()` or `refresh()` in force asks for; read only behind the gate."""
+    return next((force.mode for force in _in_force() if force.mode is not None), None) if GATE else None
+
+
+def current_recorders() -> list[list[CallRecord]]:
+    """The lists of every `record_calls()` in force; read only behind the gate."""
+    return [force.calls for force in _in_force() if force.calls is not None] if GATE else []
 
 
 @contextlib.contextmanager
-def _in_force(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+def _enforced(mode: Mode | None = None, calls: list[CallRecord] | None = None) -> Iterator[None]:
+    force = _Force(mode, calls, _FORCE.get())
     GATE.append(None)
-    token = variable.set(value)
+    token = _FORCE.set(force)
     try:
         yield
     finally:
-        variable.reset(token)
+        force.is_over = True
+        _FORCE.reset(token)
         GATE.pop()
 
 
 @contextlib.contextmanager
 def bypass() -> Iterator[None]:
     """Every decorated call in the context calls its function and touches no cache."""
-    with _in_force(MODE, "bypass"):
+    with _enforced("bypass"):
         yield
 
 
 @contextlib.contextmanager
 def refresh() -> Iterator[None]:
     """Every decorated call in the context calls its function and replaces the stored answer."""
-    with _in_force(MODE, "refresh"):
+    with _enforced("refresh"):
         yield
 
 
@@ -71,5 +100,5 @@ def refresh() -> Iterator[None]:
 def record_calls() -> Iterator[list[CallRecord]]:
     """Collect a record of every decorated call made in the context, in the order in which they ended."""
     calls: list[CallRecord] = []
-    with _in_force(RECORDERS, (*RECORDERS.get(), calls)):
+    with _enforced(calls=calls):
         yield calls

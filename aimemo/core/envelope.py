@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgpack
 import xxhash
 import zstandard
 
+from aimemo.core.codec import MAX_RAW
 from aimemo.errors import CodecError
 
 MAGIC: Final = b"\xa1\x4d"
 VERSION: Final = 1
 CODEC_MSGPACK: Final = 1
 FLAG_ZSTD: Final = 1
-MAX_RAW: Final = 64 * 1024 * 1024
-FREE_EXPANSION: Final = 8 * 1024 * 1024
+FREE_EXPANSION: Final = 1024 * 1024
 MAX_EXPANSION: Final = 200
 
 _HEAD = struct.Struct(">2sBB16sdddfBIII")
@@ -48,22 +49,17 @@ class Envelope(NamedTuple):
     fresh_until: float
     usable_until: float
     seconds: float
-    facts: dict[str, Any]
+    facts: Mapping[str, Any]
+    tags: tuple[str, ...]
     payload: bytes
 
 
 def seal(envelope: Envelope, fingerprint: bytes, threshold: int, level: int) -> bytes:
-    """An envelope as bytes, its payload compressed if it is over `threshold` bytes and that pays.
-
-    Raises:
-        CodecError: if the payload is larger than `MAX_RAW`.
-    """
+    """An envelope as bytes, its payload compressed if it is over `threshold` bytes and that pays."""
     raw = envelope.payload
-    if len(raw) > MAX_RAW:
-        raise CodecError(f"a packed value of {len(raw):,} bytes is over the limit of {MAX_RAW:,}")
     payload = _compress(raw, level) if len(raw) > threshold else raw
     flags = FLAG_ZSTD if payload is not raw else 0
-    facts = msgpack.packb(envelope.facts) if envelope.facts else b""
+    facts = msgpack.packb([dict(envelope.facts), envelope.tags]) if envelope.facts or envelope.tags else b""
     head = _HEAD.pack(
         MAGIC, VERSION, flags, fingerprint, *envelope[:4], CODEC_MSGPACK, 0, len(raw), len(facts)
     )  # fmt: skip
@@ -77,7 +73,7 @@ def unseal(data: bytes, fingerprint: bytes) -> Envelope:
     Raises:
         DamagedEntry: if `data` is not a whole envelope of exactly this fingerprint.
     """
-    if len(data) < _HEAD.size + _CHECKSUM:
+    if not isinstance(data, bytes) or len(data) < _HEAD.size + _CHECKSUM:
         raise DamagedEntry("truncated")
     magic, version, flags, owner, created, fresh, usable, seconds, codec, dictionary, raw_length, facts_length = (
         _HEAD.unpack_from(data)
@@ -97,19 +93,31 @@ def unseal(data: bytes, fingerprint: bytes) -> Envelope:
         payload = _decompress(payload, raw_length)
     elif len(payload) != raw_length:
         raise DamagedEntry("raw_length")
-    return Envelope(created, fresh, usable, seconds, _facts(data[_HEAD.size : start]), payload)
+    facts, tags = _facts(data[_HEAD.size : start]) if facts_length else ({}, ())
+    return Envelope(created, fresh, usable, seconds, facts, tags, payload)
 
 
-def _facts(data: bytes) -> dict[str, Any]:
-    if not data:
-        return {}
+def _facts(data: bytes) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
-        facts = msgpack.unpackb(data)
+        facts, tags = msgpack.unpackb(data)
     except Exception as error:
         raise DamagedEntry("facts") from error
-    if not isinstance(facts, dict):
+    if not isinstance(facts, dict) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise DamagedEntry("facts")
-    return facts
+    return clean_facts(facts), tuple(tags)
+
+
+def clean_facts(facts: Mapping[Any, Any]) -> dict[str, Any]:
+    """What of some facts is known and can be counted: model, tokens and cost."""
+    clean: dict[str, Any] = {}
+    model, tokens, cost = facts.get("model"), facts.get("tokens"), facts.get("cost")
+    if isinstance(model, str) and model.isprintable():
+        clean["model"] = model
+    if isinstance(tokens, int) and 0 <= tokens < 2**53:
+        clean["tokens"] = int(tokens)
+    if isinstance(cost, int | float) and 0 <= cost < 2**53:
+        clean["cost"] = float(cost)
+    return clean
 
 
 def _compress(raw: bytes, level: int) -> bytes:

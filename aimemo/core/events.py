@@ -75,9 +75,6 @@ class Hook:
         if not callable(self.function):
             raise ValidationError(f"the hook for {self.kind!r} must be callable, not {type(self.function).__name__}")
 
-    def not_busy(self) -> None:
-        self.is_busy = False
-
 
 class EventBus:
     """The hooks of one cache, and the events that wait to be told to them."""
@@ -130,17 +127,18 @@ class EventBus:
 
     async def deliver(self, runtime: Runtime) -> None:
         """Tell the hooks what waits, oldest first."""
+        started = time.perf_counter()
         while self.pending:
             try:
                 hook, operation, args = self.pending.popleft()
             except IndexError:  # another thread told it
                 return
-            await self._tell(hook, operation, args, runtime)
+            if hook.is_slow or hook.is_busy or time.perf_counter() - started > HOOK_DEADLINE:
+                self._tell_beside(hook, operation, args, runtime)
+            else:
+                await self._tell(hook, operation, args, runtime)
 
     async def _tell(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
-        if hook.is_slow:
-            self._tell_beside(hook, operation, args, runtime)
-            return
         started = time.perf_counter()
         try:
             in_time = await runtime.call_hook(hook.function, args)
@@ -156,9 +154,15 @@ class EventBus:
             self._stats.tally(operation).callback_errors += 1
             return
         hook.is_busy = True
-        runtime.call_hook_beside(hook.function, args, hook.not_busy)
 
-    def _failed(self, hook: Hook, operation: str, error: Exception) -> None:
+        def done(error: BaseException | None) -> None:
+            hook.is_busy = False
+            if error is not None:
+                self._failed(hook, operation, error)
+
+        runtime.call_hook_beside(hook.function, args, done)
+
+    def _failed(self, hook: Hook, operation: str, error: BaseException) -> None:
         self._stats.tally(operation).callback_errors += 1
         name = getattr(hook.function, "__qualname__", type(hook.function).__name__)
         log.warning("the %s hook %s failed (operation %r): %s", hook.kind, name, operation, type(error).__name__)

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
 from aimemo.core.ports import Clock, Selector, Store
-from aimemo.core.runtime import Runtime
+from aimemo.core.runtime import HeldUp, Runtime
 from aimemo.errors import CodecError, InfrastructureError
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ log = logging.getLogger("aimemo")
 
 FAILURES_TO_OPEN: Final = 5
 PROBE_INTERVAL: Final = 1.0
+DELETE_SECONDS: Final = 0.5
+SWEEP_SECONDS: Final = 60.0
 
 NO_TICKET: Final = object()
 """The store could not give a ticket: what is computed now must not be written to it."""
@@ -81,6 +83,10 @@ class Breaker:
             )
 
 
+async def _inline(seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
+    return await awaitable, False
+
+
 class Guard:
     """A store that keeps to a budget and hides its faults.
 
@@ -97,6 +103,8 @@ class Guard:
     ) -> None:  # fmt: skip
         self.reads_inline = store.reads_inline
         self.breaker = breaker
+        self.write_breaker = Breaker(clock)  # a full disk or a read-only replica is no reason not to read
+        self.faults = 0
         self._store = store
         self._runtime = runtime
         self._clock = clock
@@ -104,9 +112,11 @@ class Guard:
         self._strict = strict
         self._report = report
 
-    def start_call(self) -> Token[Budget | None]:
+    def start_call(self, *, is_spent: bool = False) -> Token[Budget | None]:
         """Give the call that begins here one budget for all that it asks of the store."""
-        return BUDGET.set(Budget(self._seconds))
+        budget = Budget(self._seconds)
+        budget.is_spent = is_spent
+        return BUDGET.set(budget)
 
     async def connect(self) -> None:
         await self._store.connect()
@@ -117,13 +127,16 @@ class Guard:
     def find(self, key: str) -> Entry | None:
         """As `get`, where reads are inline."""
         budget = BUDGET.get()
-        if not self.breaker.admits() or (budget is not None and budget.is_spent):
+        if (budget is not None and (budget.is_spent or budget.seconds <= 0)) or not self.breaker.admits():
             return None
+        started = self._clock()
         try:
             entry = self._store.find(key)
         except Exception as error:
             self._failed("get", key, error, budget)
             return None
+        if budget is not None:
+            budget.seconds -= self._clock() - started
         self.breaker.succeeded()
         return entry
 
@@ -148,10 +161,10 @@ class Guard:
         return await self._ask("set", "", self._store.set_many, entries)
 
     async def delete(self, key: str) -> bool:
-        return await self._insist("delete", key, self._store.delete(key))
+        return await self._insist("delete", key, DELETE_SECONDS, self._store.delete(key))
 
     async def sweep(self, selector: Selector) -> int:
-        return await self._insist("invalidate", "", self._store.sweep(selector))
+        return await self._insist("invalidate", "", SWEEP_SECONDS, self._store.sweep(selector))
 
     async def close(self) -> None:
         await self._store.close()
@@ -160,38 +173,42 @@ class Guard:
         self, stage: str, key: str, method: Callable[..., Awaitable[T]], *args: Any, inline: bool = False
     ) -> T | None:
         budget = BUDGET.get() or Budget(self._seconds)
-        if budget.is_spent or not self.breaker.admits():
+        breaker = self.write_breaker if stage == "set" else self.breaker
+        if budget.is_spent or budget.seconds <= 0 or not breaker.admits():
             return None
         try:
-            if inline:
-                result = await method(*args)
-            else:
-                result = await self._timed(budget, method(*args))
+            result = await self._timed(budget, method(*args), inline)
         except Exception as error:
             self._failed(stage, key, error, budget)
             return None
-        self.breaker.succeeded()
+        breaker.succeeded()
         return result
 
-    async def _timed(self, budget: Budget, awaitable: Awaitable[T]) -> T:
+    async def _timed(self, budget: Budget, awaitable: Awaitable[T], inline: bool) -> T:
         started = self._clock()
-        try:
-            return await self._runtime.within(budget.seconds, awaitable)
-        finally:
-            budget.seconds = max(budget.seconds - (self._clock() - started), 0.0)
+        within = _inline if inline else self._runtime.within
+        result, was_held_up = await within(budget.seconds, awaitable)
+        if not was_held_up:
+            budget.seconds -= self._clock() - started
+        return result
 
     def _failed(self, stage: str, key: str, error: Exception, budget: Budget | None) -> None:
-        if not isinstance(error, CodecError):  # that is one entry's fault, not the store's
-            self.breaker.failed(error)
+        self.faults += 1
+        breaker = self.write_breaker if stage == "set" else self.breaker
+        if isinstance(error, CodecError):  # one entry's fault: the store did answer
+            breaker.succeeded()
+        else:
+            if not isinstance(error, HeldUp):
+                breaker.failed(error)
             if budget is not None:
                 budget.is_spent = True
         self._report(stage, key, error)
         if self._strict and not isinstance(error, DamagedEntry):
             raise InfrastructureError(f"the store failed in {stage}: {type(error).__name__}") from error
 
-    async def _insist(self, stage: str, key: str, awaitable: Awaitable[T]) -> T:
+    async def _insist(self, stage: str, key: str, seconds: float, awaitable: Awaitable[T]) -> T:
         try:
-            result = await awaitable
+            result, _ = await self._runtime.within(seconds, awaitable)
         except Exception as error:
             self.breaker.failed(error)
             self._report(stage, key, error)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from aimemo.core.context import RECORDERS, CallRecord, Outcome
+from aimemo.core.context import CallRecord, Outcome, current_recorders
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
-from aimemo.core.events import GATE, CacheEvent, EventBus, Hook, Tier
+from aimemo.core.events import CacheEvent, EventBus, Hook, Tier
 from aimemo.core.keys import digest_of, operation_of
 from aimemo.core.ports import Clock
 from aimemo.core.stats import Stats
@@ -33,11 +33,11 @@ class Journal:
     def lookup(
         self, outcome: Outcome, key: str, operation: str, started: float, *,
         value: Any = None, entry: Entry | None = None, tier: Tier | None = None,
-        reason: str = "", hooks: Hooks = NO_HOOKS, is_decorated: bool = True,
+        reason: str = "", hooks: Hooks = NO_HOOKS, is_decorated: bool = True, has_answer: bool = True,
     ) -> None:  # fmt: skip
         """A call or a read by hand came to its end."""
         self.count(outcome, operation, entry, tier)
-        recorders = RECORDERS.get() if GATE and is_decorated else ()
+        recorders = current_recorders() if is_decorated else []
         own = hooks.get(outcome, ())
         if not (recorders or own or self.bus.has_hooks):
             return
@@ -59,7 +59,7 @@ class Journal:
             event = CacheEvent(kind=outcome, reason=reason, tokens=facts.get("tokens"), cost=facts.get("cost"), **known)
             self.bus.post(outcome, operation, (event,), own)
         seed = _SEED_OUTCOME.get(outcome)
-        if seed is not None and self.bus.wants(seed):
+        if seed is not None and (has_answer or seed == "get_miss") and self.bus.wants(seed):
             self.bus.post(seed, operation, (key,) if seed == "get_miss" else (key, value))
 
     def count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:

@@ -58,7 +58,10 @@ def unescape(part: str) -> str:
 def operation_of(key: str) -> str:
     """The operation that a key carries, or `""` for a key of another form."""
     match = _FORM.match(key)
-    return unescape(match[1]) if match else ""
+    try:
+        return unescape(match[1]) if match else ""
+    except UnicodeError:  # written by hand, and not by these rules
+        return ""
 
 
 def digest_of(key: str) -> str:

@@ -6,15 +6,19 @@ in-process store, the flights, the journal) are handed in.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from aimemo.core.codec import is_immutable, pack
-from aimemo.core.context import MODE, Outcome
+from aimemo.core.context import Outcome, current_mode
 from aimemo.core.entry import Entry, PackedEntry
+from aimemo.core.envelope import clean_facts
 from aimemo.core.events import GATE, Tier
 from aimemo.core.guard import BUDGET, Guard
 from aimemo.core.journal import Journal
@@ -25,6 +29,12 @@ from aimemo.core.single_flight import Flight, Flights, Landing
 from aimemo.errors import AimemoWarning, CodecError
 
 T = TypeVar("T")
+
+_LEADING: Final[ContextVar[frozenset[str]]] = ContextVar("aimemo_leading", default=frozenset())
+"""The keys that are being computed in this context."""
+
+MAX_LEADS: Final = 3
+"""How often one caller starts a computation that is cancelled under it."""
 
 _REPLACES: Final = -2
 """In place of a count of landings: whatever is stored, it is to be computed anew."""
@@ -61,11 +71,13 @@ class Pending:
         stale: what was found, no longer fresh.
         landings: how many flights had landed when the tiers that can be read at once were looked into, or
             None if they were not.
+        has_faulted: the store failed then, so its part in the call is over.
     """
 
     started: float
     stale: Found | None = None
     landings: int | None = None
+    has_faulted: bool = False
 
 
 @dataclass(slots=True)
@@ -106,21 +118,22 @@ class Memoizer:
         if GATE or call.policy.hooks or not self.enabled:
             return Pending(started)  # somebody wants to see or steer this call
         landings = self._flights.landings
+        faults = self.guard.faults if self.guard is not None else 0
         found = self._find(call)
         if found is None or found.entry.fresh_until <= started:
-            return Pending(started, found, landings)
+            return Pending(started, found, landings, self.guard is not None and self.guard.faults != faults)
         self._aim(call, found.entry)
         self.journal.count("hit", call.policy.operation, found.entry, found.tier)
         return found.value
 
     async def recall(self, call: Call, pending: Pending) -> Any:
         """The answer to a call, from a store or from its function; a `Failure` if the function raised."""
-        mode = MODE.get() if GATE else None
+        mode = current_mode()
         if mode == "bypass" or not self.enabled:
             return await self.bypass(call)
         if mode == "refresh":
             return await self.refresh(call)
-        return await self._within_budget(self._recall(call, pending))
+        return await self._within_budget(self._recall(call, pending), is_spent=pending.has_faulted)
 
     async def bypass(self, call: Call) -> Any:
         """Call the function and touch nothing."""
@@ -152,7 +165,9 @@ class Memoizer:
             CodecError: for a value that cannot be packed.
         """
         entry = self._pack(call, value, seconds)
-        return self.enabled and await self._store(call, entry, value, ticket)
+        if not self.enabled:
+            return False
+        return await self._then_detach(self._store(call, entry, value, ticket), Selector("key", call.key))
 
     async def look_many(self, calls: Sequence[Call]) -> dict[str, Found]:
         """What is stored and fresh of many calls, in one question to the slow tier."""
@@ -222,14 +237,15 @@ class Memoizer:
         finally:
             self._flights.detach(selector)
 
-    async def _within_budget(self, body: Coroutine[Any, Any, T]) -> T:
+    async def _within_budget(self, body: Coroutine[Any, Any, T], *, is_spent: bool = False) -> T:
         if self.guard is None:
             return await body
-        token = self.guard.start_call()
+        token = self.guard.start_call(is_spent=is_spent)
         try:
             return await body
         finally:
-            BUDGET.reset(token)
+            with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
+                BUDGET.reset(token)
 
     # Looking
 
@@ -297,13 +313,13 @@ class Memoizer:
         landing, leads = await self._join(call, stale, landings)
         if leads:
             return await self._conclude(
-                call, landing.outcome, landing.result, started, landing.entry, landing.tier, landing.reason
+                call, landing.outcome, landing.result, started, landing.entry, landing.tier, _reason(landing)
             )
         copied = _copy(landing)
         if copied is None:  # an answer that cannot be copied is not shared either
             return await self._conclude(call, "miss", await self.runtime.attempt(call.thunk), started)
         outcome: Outcome = "stale" if landing.outcome == "stale" else "coalesced"
-        return await self._conclude(call, outcome, copied, started, landing.entry, None, landing.reason)
+        return await self._conclude(call, outcome, copied, started, landing.entry, None, _reason(landing))
 
     async def _conclude(
         self, call: Call, outcome: Outcome, result: Answer | Failure, started: float,
@@ -313,6 +329,7 @@ class Memoizer:
         self.journal.lookup(
             outcome, call.key, call.policy.operation, started,
             value=value, entry=entry, tier=tier, reason=reason, hooks=call.policy.hooks,
+            has_answer=isinstance(result, Answer),
         )  # fmt: skip
         if self.journal.bus.pending:
             await self.deliver()
@@ -321,11 +338,18 @@ class Memoizer:
     # Flights
 
     async def _join(self, call: Call, stale: Found | None, landings: int) -> tuple[Landing, bool]:
+        if call.key in _LEADING.get():  # the function calls itself: to wait would be to wait for ever
+            return Landing(await self.runtime.attempt(call.thunk)), True
+        leads_left = MAX_LEADS
         while True:
             flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
             if leads:
-                await self.runtime.launch(self._fly(flight, call, stale, landings))
+                ended = functools.partial(self._flights.land, flight, None)
+                await self.runtime.launch(self._fly(flight, call, stale, landings), ended)
             landing = await self._flights.landing(flight, self.runtime)
+            leads_left -= leads
+            if landing is None and not leads_left:
+                return Landing(Failure.of(self.runtime.interruption())), True
             if landing is not None and (leads or not landing.is_private):
                 return landing, leads
 
@@ -335,20 +359,23 @@ class Memoizer:
         if leads:
             await self._within_budget(self._fly(flight, call, stale, landings))
             landing = flight.landing
-            if landing is not None and isinstance(landing.result, Failure):
-                self.journal.error("revalidate", call.key, landing.result.error)
+            if landing is not None and landing.error is not None:
+                self.journal.error("revalidate", call.key, landing.error)
             await self.deliver()
 
     async def _fly(self, flight: Flight, call: Call, stale: Found | None, landings: int) -> None:
         landing = None
+        token = _LEADING.set(_LEADING.get() | {call.key})
         try:
-            landing = await self._lead(call, stale, landings)
+            landing = await self._lead(flight, call, stale, landings)
         except Exception as error:  # a strict store's; a user's own error travels as a Failure
-            landing = Landing(Failure.of(error))
+            landing = Landing(Failure.of(error), error=error)
         finally:
+            _LEADING.reset(token)
             self._flights.land(flight, landing)
+        await self.deliver()
 
-    async def _lead(self, call: Call, stale: Found | None, landings: int) -> Landing:
+    async def _lead(self, flight: Flight, call: Call, stale: Found | None, landings: int) -> Landing:
         if landings not in (_REPLACES, self._flights.landings):  # a flight has landed since the caller looked
             found = await self._find_fresh(call)
             if found is not None:
@@ -356,33 +383,41 @@ class Memoizer:
                 return Landing(Answer(found.value), "hit", found.entry, found.tier)
         ticket = await self.store.ticket(call.key, call.policy.operation, call.tags)
         started = self.clock()
-        result = await self.runtime.attempt(call.thunk)
-        if isinstance(result, Failure):
-            return self._land_failure(call, result, stale)
-        return await self._land_answer(call, result, self.clock() - started, ticket)
-
-    def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
-        if stale is None or not call.policy.covers_error(stale.entry, self.clock()):
-            return Landing(failure)
-        reason = type(failure.error).__name__
-        return Landing(Answer(stale.value), "stale", stale.entry, stale.tier, reason=reason)
-
-    async def _land_answer(self, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
-        operation = call.policy.operation
+        token = BUDGET.set(None)  # what the function asks of caches is not this call's
+        try:
+            result = await self.runtime.attempt(call.thunk)
+        finally:
+            BUDGET.reset(token)
         if not call.has_same_arguments():
+            operation = call.policy.operation
             self.journal.not_kept(call.key, operation, "arguments_changed")
             self._warn(f"an argument of {operation} was changed while the call ran, so its answer was not kept")
-            return Landing(answer, is_private=True)
+            return Landing(result, is_private=True)
+        if isinstance(result, Failure):
+            return await self._land_failure(call, result, stale)
+        return await self._land_answer(flight, call, result, self.clock() - started, ticket)
+
+    async def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
+        if stale is not None and call.policy.covers_error(stale.entry, self.clock()):
+            still = await self._look(call)  # it may have been invalidated meanwhile
+            if still is not None:
+                return Landing(Answer(still.value), "stale", still.entry, still.tier, error=failure.error)
+        return Landing(failure, error=failure.error)
+
+    async def _land_answer(self, flight: Flight, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
+        operation = call.policy.operation
         try:
             entry = self._pack(call, answer.value, seconds)
         except CodecError as error:
             self.journal.not_kept(call.key, operation, "not_storable", error)
             self._warn(f"an answer of {operation} was not kept: {error}")
-            return Landing(answer)
-        if self._may_keep(call, answer.value):
-            await self._store(call, entry, answer.value, ticket)
-        else:
+            return Landing(answer, spare=_spare(answer))
+        if flight.is_detached:
+            self.journal.not_kept(call.key, operation, "invalidated")
+        elif not self._may_keep(call, answer.value):
             self.journal.not_kept(call.key, operation, "store_if")
+        else:
+            await self._store(call, entry, answer.value, ticket)
         return Landing(answer, entry=entry)
 
     def _warn(self, text: str) -> None:
@@ -406,8 +441,7 @@ class Memoizer:
 
     def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
         try:
-            facts = (call.policy.facts or read_facts)(value) or {}
-            return {str(name): fact for name, fact in facts.items() if isinstance(fact, str | int | float)}
+            return clean_facts((call.policy.facts or read_facts)(value) or {})
         except Exception as error:
             self.journal.error("facts", call.key, error)
             return {}
@@ -439,7 +473,19 @@ def _copy(landing: Landing) -> Answer | Failure | None:
     if isinstance(landing.result, Failure):
         return landing.result
     try:
-        entry = landing.entry
-        return Answer(entry.value if entry is not None else copy.deepcopy(landing.result.value))
-    except Exception:
+        if landing.entry is not None:
+            return Answer(landing.entry.value)
+        return _spare(landing.spare) if landing.spare is not None else None
+    except CodecError:
         return None
+
+
+def _spare(answer: Answer) -> Answer | None:
+    try:
+        return Answer(copy.deepcopy(answer.value))
+    except Exception:  # a socket, a lock, a stream
+        return None
+
+
+def _reason(landing: Landing) -> str:
+    return type(landing.error).__name__ if landing.error is not None else ""

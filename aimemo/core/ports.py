@@ -61,10 +61,10 @@ def _character_class(pattern: str, at: int) -> tuple[str, int]:
     at += negated
     ranges = []
     while at < len(pattern) and pattern[at] != "]":
-        if pattern[at] == "\\" and at + 1 < len(pattern):
-            at += 1
+        is_escaped = pattern[at] == "\\" and at + 1 < len(pattern)
+        at += is_escaped
         low = high = pattern[at]
-        if pattern[at + 1 : at + 2] == "-" and at + 2 < len(pattern):
+        if not is_escaped and pattern[at + 1 : at + 2] == "-" and at + 2 < len(pattern):
             at += 2
             low, high = sorted((low, pattern[at]))
         ranges.append(f"{re.escape(low)}-{re.escape(high)}")
@@ -129,7 +129,10 @@ class LocalStore(Store, Protocol):
     """Grows with every invalidation: what was read before one may not be filled in after it."""
 
     def fill(self, entry: Entry, epoch: int) -> bool:
-        """Keep what was read from a slower store, unless an invalidation came since `epoch` was read."""
+        """Keep what was read from a slower store, unless an invalidation came since `epoch` was read.
+
+        What L1 holds fresh by then arrived meanwhile, and stays.
+        """
 
     def aim(self, entry: Entry, front: dict[Address, Entry], address: Address) -> None:
         """Let a front index find this entry, for as long as this store holds it."""

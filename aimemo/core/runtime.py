@@ -22,11 +22,17 @@ from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
 
+HookDone = Callable[[BaseException | None], None]
+
 log = logging.getLogger("aimemo")
 log.addHandler(logging.NullHandler())
 
 HOOK_DEADLINE: Final = 0.1
 """Seconds that a hook may hold a caller up."""
+
+
+class HeldUp(TimeoutError):
+    """A timer fired late, because something else held the thread: that says nothing about what was waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,17 @@ class Runtime(Protocol):
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         """Run a user's function. An interruption from outside is raised, its own errors are returned."""
 
-    async def launch(self, body: Coroutine[Any, Any, None]) -> None:
-        """Run a leader's work so that it outlives the leader's caller, where a caller can be cancelled."""
+    def is_running(self, home: Any) -> bool:
+        """Whether work that depends on `home` can go on."""
+
+    def interruption(self) -> BaseException:
+        """What a caller gets whose computation was cancelled."""
+
+    async def launch(self, body: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
+        """Run a leader's work so that it outlives the leader's caller, where a caller can be cancelled.
+
+        `ended` is called at its end, even if it was cancelled before it began.
+        """
 
     def spawn(self, body: Coroutine[Any, Any, None]) -> None:
         """Run work in the background; it deals with its own errors."""
@@ -84,14 +99,18 @@ class Runtime(Protocol):
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call something that blocks for long."""
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
-        """Await, for at most so long. Raises TimeoutError."""
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
+        """Await, for at most so long. What came, and whether it was held up by others.
+
+        Raises:
+            TimeoutError: nothing came; `HeldUp` if others held the thread meanwhile.
+        """
 
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Call a plain or async hook. False if it is async and still running after `HOOK_DEADLINE`."""
 
-    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: Callable[[], None]) -> None:
-        """Call a hook without waiting for it; `done` is called at its end, whatever that is."""
+    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: HookDone) -> None:
+        """Call a hook without waiting for it; `done` is called at its end, with its error if it failed."""
 
 
 def drive(body: Coroutine[Any, Any, T]) -> T:
@@ -132,12 +151,26 @@ class ThreadRuntime:
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         return _attempt(thunk)  # a plain call: a StopIteration must not pass through a coroutine
 
-    async def launch(self, body: Coroutine[Any, Any, None]) -> None:
-        await body
+    def is_running(self, home: None) -> bool:
+        return True
+
+    def interruption(self) -> BaseException:
+        return KeyboardInterrupt()  # nothing else ends a computation here without a result
+
+    async def launch(self, body: Coroutine[Any, Any, None], ended: Callable[[], None]) -> None:
+        try:
+            await body
+        finally:
+            ended()
 
     def spawn(self, body: Coroutine[Any, Any, None]) -> None:
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(drive, body), name="aimemo-background", daemon=True).start()
+        thread = threading.Thread(target=context.run, args=(drive, body), name="aimemo-background", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads, or the interpreter is shutting down
+            body.close()
+            log.warning("no thread could be started for work in the background")
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251 - in this world waiting blocks the thread
@@ -145,27 +178,39 @@ class ThreadRuntime:
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
-        return await awaitable
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
+        return await awaitable, False
 
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        return _call_hook(function, args, HOOK_DEADLINE)
+
+    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: HookDone) -> None:
+        def call() -> None:
+            error: BaseException | None = None
+            try:
+                _call_hook(function, args, None)
+            except BaseException as raised:
+                error = raised
+            done(error)
+
+        try:
+            threading.Thread(target=call, name="aimemo-hook", daemon=True).start()
+        except RuntimeError as error:
+            done(error)
+
+
+def _call_hook(function: Callable[..., Any], args: tuple[Any, ...], seconds: float | None) -> bool:
+    try:
         result = function(*args)
         if inspect.isawaitable(result):
             from aimemo.core.aio import run_in_thread  # the world of tasks, only for an async hook
 
-            return run_in_thread(result, HOOK_DEADLINE)
+            return run_in_thread(result, seconds)
         return True
-
-    def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: Callable[[], None]) -> None:
-        def call() -> None:
-            try:
-                drive(self.call_hook(function, args))
-            except Exception:
-                log.warning("a slow hook failed", exc_info=True)
-            finally:
-                done()
-
-        threading.Thread(target=call, name="aimemo-hook", daemon=True).start()
+    except (Exception, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a CancelledError would look like the caller's own
+        raise RuntimeError(f"the hook raised {type(error).__name__}") from error
 
 
 def _attempt(thunk: Callable[[], Any]) -> Answer | Failure:
@@ -179,6 +224,7 @@ def _attempt(thunk: Callable[[], Any]) -> Answer | Failure:
 
 _fork_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
 _held_over_fork: list[threading.Lock] = []
+_before_forks: weakref.WeakSet[Any] = weakref.WeakSet()
 _after_fork: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -189,8 +235,13 @@ def fork_safe_lock() -> threading.Lock:
     return lock
 
 
+def release_before_fork(thing: Any) -> None:
+    """Have `thing.before_fork()` called before every fork, while all fork-safe locks are held."""
+    _before_forks.add(thing)
+
+
 def forget_after_fork(thing: Any) -> None:
-    """Have `thing.forget()` called in every forked child: drop, not close, what belongs to the parent."""
+    """Have `thing.forget()` called in every forked child: what the parent is doing is not being done there."""
     _after_fork.add(thing)
 
 
@@ -198,6 +249,8 @@ def _before_fork() -> None:
     for lock in list(_fork_locks):
         lock.acquire()
         _held_over_fork.append(lock)
+    for thing in list(_before_forks):
+        thing.before_fork()
 
 
 def _release_after_fork() -> None:

@@ -24,7 +24,8 @@ class Landing:
         entry: the answer packed, to give each follower a copy of; None if it cannot be packed.
         tier: where a stored answer came from.
         is_private: the leader's arguments changed under the computation, so its answer is for it alone.
-        reason: why a stale answer had to do.
+        spare: a copy of an answer that cannot be packed, which nobody has got, to copy again for followers.
+        error: why a stale answer had to do.
     """
 
     result: Answer | Failure
@@ -32,13 +33,14 @@ class Landing:
     entry: Entry | None = None
     tier: Tier | None = None
     is_private: bool = False
-    reason: str = ""
+    spare: Answer | None = None
+    error: BaseException | None = None
 
 
 class Flight:
     """One computation under way."""
 
-    __slots__ = ("home", "key", "landing", "operation", "tags", "waiters", "world")
+    __slots__ = ("home", "is_detached", "key", "landing", "operation", "tags", "waiters", "world")
 
     def __init__(self, world: str, key: str, operation: str, tags: tuple[str, ...], home: Any) -> None:
         self.world = world
@@ -46,6 +48,7 @@ class Flight:
         self.operation = operation
         self.tags = tags
         self.home = home
+        self.is_detached = False
         self.landing: Landing | None = None
         self.waiters: list[Any] | None = []
 
@@ -69,17 +72,20 @@ class Flights:
         address = (runtime.world, key)
         with self._lock:
             flight = self._flights.get(address)
-            if flight is not None:
+            if flight is not None and runtime.is_running(flight.home):
                 return flight, False
             flight = self._flights[address] = Flight(runtime.world, key, operation, tags, runtime.home())
             return flight, True
 
     def is_busy(self, runtime: Runtime, key: str) -> bool:
-        return (runtime.world, key) in self._flights
+        flight = self._flights.get((runtime.world, key))
+        return flight is not None and runtime.is_running(flight.home)
 
     def land(self, flight: Flight, landing: Landing | None) -> None:
-        """End a flight. Without a landing its leader was cancelled, and a follower has to take over."""
+        """End a flight, once. Without a landing its leader was cancelled, and a follower has to take over."""
         with self._lock:
+            if flight.waiters is None:
+                return
             self._remove(flight)
             self.landings += 1
             flight.landing = landing
@@ -99,10 +105,14 @@ class Flights:
         return flight.landing
 
     def detach(self, selector: Selector) -> None:
-        """Let nobody else join the flights that an invalidation means; those who wait get their answer."""
+        """Let nobody else join the flights that an invalidation means; those who wait get their answer.
+
+        A detached flight's answer is older than what made it so, and must not be kept.
+        """
         with self._lock:
             for flight in list(self._flights.values()):
                 if selector.matches(flight.key, flight.operation, flight.tags):
+                    flight.is_detached = True
                     self._remove(flight)
 
     def _remove(self, flight: Flight) -> None:

@@ -36,8 +36,8 @@ class Tally:
         """Count what `times` answers from this entry saved."""
         self.seconds_saved += times * entry.seconds
         if entry.facts:
-            self.tokens_saved += times * int(entry.facts.get("tokens") or 0)
-            self.cost_saved += times * float(entry.facts.get("cost") or 0.0)
+            self.tokens_saved += times * entry.facts.get("tokens", 0)
+            self.cost_saved += times * entry.facts.get("cost", 0.0)
 
     def add(self, other: Tally) -> None:
         for spec in fields(Tally):

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import operator
 import sys
 import types
 import typing
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -22,10 +25,16 @@ TRUSTED_MODULES = (
     *("litellm", "langchain_core", "llama_index", "instructor", "ollama"),
 )
 
-_BUILTINS: dict[str, Any] = {
-    cls.__name__: cls for cls in (str, bytes, int, float, bool, complex, list, dict, tuple, set, frozenset)
+_PLAIN: dict[str, Any] = {
+    **{cls.__name__: cls for cls in (str, bytes, int, float, bool, complex, list, dict, tuple, set, frozenset)},
+    "None": type(None),
+    "Any": Any,
+    "...": ...,
 }
-_BUILTINS["None"] = type(None)
+_UNIONS: dict[str, Callable[..., Any]] = {
+    "|": lambda *arguments: functools.reduce(operator.or_, arguments),
+    "Union": lambda *arguments: typing.Union[arguments],
+}
 
 C = TypeVar("C", bound=type)
 
@@ -68,8 +77,8 @@ class TypeResolver:
     def __init__(self, expected: Iterable[type] = (), trusted_modules: Iterable[str] = TRUSTED_MODULES) -> None:
         self._expected = {name_of(cls): cls for cls in expected}
         self._trusted = tuple(trusted_modules)
-        self._resolved: dict[str, type] = {}
-        self._names: dict[type, Any] = {}
+        self._trusted_found: dict[str, Any] = {}
+        self._names: weakref.WeakKeyDictionary[type, Any] = weakref.WeakKeyDictionary()
 
     def name(self, cls: type) -> Any:
         """A packable name for a class: text, or `[generic class, its arguments]`.
@@ -92,17 +101,19 @@ class TypeResolver:
         generic = getattr(cls, "__pydantic_generic_metadata__", None)
         if generic and generic["origin"] is not None:
             return [name_of(generic["origin"]), *map(self._spell, generic["args"])]
-        origin = typing.get_origin(cls)
+        origin, arguments = typing.get_origin(cls), typing.get_args(cls)
+        if origin is typing.Literal:
+            return ["Literal", *arguments]
         if origin in (typing.Union, types.UnionType):
-            return ["|", *map(self._spell, typing.get_args(cls))]
-        if origin is not None and isinstance(origin, type):
-            return [self._spell(origin), *map(self._spell, typing.get_args(cls))]
-        if cls is type(None):
-            return "None"
-        if isinstance(cls, type):
-            known: type = cls
-            return known.__name__ if _BUILTINS.get(known.__name__) is known else name_of(known)
-        raise CodecError(f"a type argument of the kind {type(cls).__name__} cannot be stored")
+            return ["Union" if origin is typing.Union else "|", *map(self._spell, arguments)]
+        if isinstance(origin, type):
+            return [self._spell(origin), *map(self._spell, arguments)]
+        if isinstance(cls, TypeVar):
+            return f"{cls.__module__}:{cls.__name__}"
+        plain = next((name for name, known in _PLAIN.items() if known is cls), None)
+        if plain is None and not isinstance(cls, type):
+            raise CodecError(f"a type argument of the kind {type(cls).__name__} cannot be stored")
+        return plain or name_of(cls)
 
     def resolve(self, name: Any) -> Any:
         """The class that `name` stands for.
@@ -111,36 +122,42 @@ class TypeResolver:
             CodecError: if it is not among the classes that may be restored.
         """
         if isinstance(name, list) and name:
-            return self._resolve_generic(name[0], [self.resolve(argument) for argument in name[1:]])
+            return self._resolve_generic(name[0], name[1:])
         if not isinstance(name, str):
             raise CodecError("a type name is damaged")
-        found = self._resolved.get(name) or self._find(name)
+        found = _PLAIN.get(name) or self._expected.get(name) or _registered.get(name) or self._find_trusted(name)
         if found is None:
             raise CodecError(f"{name} is not among the types that may be restored; aimemo.register_type() allows it")
-        self._resolved[name] = found
         return found
 
-    def _resolve_generic(self, name: Any, arguments: list[Any]) -> Any:
+    def _resolve_generic(self, name: Any, spelled: list[Any]) -> Any:
         try:
-            if name == "|":
-                return typing.Union[tuple(arguments)]
+            if name == "Literal":
+                return typing.Literal[tuple(spelled)]
+            arguments = tuple(map(self.resolve, spelled))
+            if name in _UNIONS:
+                return _UNIONS[name](*arguments)
             origin: Any = self.resolve(name)
-            return origin[tuple(arguments)] if len(arguments) > 1 else origin[arguments[0]]
+            return origin[arguments if len(arguments) > 1 else arguments[0]]
         except (TypeError, IndexError) as error:
             raise CodecError(f"{name} does not take these type arguments") from error
 
-    def _find(self, name: str) -> type | None:
-        found = _BUILTINS.get(name) or self._expected.get(name) or _registered.get(name)
-        return found or self._find_trusted(name)
-
-    def _find_trusted(self, name: str) -> type | None:
-        module, _, path = name.partition(":")
-        if not any(module == prefix or module.startswith(prefix + ".") for prefix in self._trusted):
-            return None
-        found: Any = sys.modules.get(module)
-        for part in path.split("."):
-            found = getattr(found, part, None)
-        return found if isinstance(found, type) and is_restorable(found) else None
+    def _find_trusted(self, name: str) -> Any:
+        """A class, or a type variable, of a module that is loaded; nothing of it is run, not even `__getattr__`."""
+        found = self._trusted_found.get(name)
+        if found is None:
+            module, _, path = name.partition(":")
+            if any(module == prefix or module.startswith(prefix + ".") for prefix in self._trusted):
+                found = sys.modules.get(module)
+                for part in path.split("."):
+                    found = getattr(found, "__dict__", {}).get(part)
+            if isinstance(found, TypeVar) or (
+                isinstance(found, type) and is_restorable(found) and name_of(found) == name
+            ):
+                self._trusted_found[name] = found
+            else:
+                found = None
+        return found
 
 
 def expected_types(function: Callable[..., Any], names: Mapping[str, Any] | None = None) -> list[type]:
@@ -150,7 +167,7 @@ def expected_types(function: Callable[..., Any], names: Mapping[str, Any] | None
     """
     found: dict[type, None] = {}
     try:
-        _collect(_return_annotation(function, names or {}), found)
+        _collect(_return_annotation(function, names or {}), found, names or {})
     except Exception:  # an annotation that cannot be evaluated names nothing; packing will say the remedy
         return []
     return list(found)
@@ -170,23 +187,24 @@ def captured_names(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in names if cell != types.CellType()}
 
 
-def _collect(annotation: Any, found: dict[type, None]) -> None:
+def _collect(annotation: Any, found: dict[type, None], names: Mapping[str, Any]) -> None:
+    annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
     generic = getattr(annotation, "__pydantic_generic_metadata__", None) or {}
     for argument in (*typing.get_args(annotation), *generic.get("args", ())):
-        _collect(argument, found)
+        _collect(type(argument) if isinstance(argument, enum.Enum) else argument, found, names)
     origin = generic.get("origin") or typing.get_origin(annotation) or annotation
     if not isinstance(origin, type) or origin in found:
         return
     if typing.is_typeddict(origin) or is_restorable(origin):
         found[origin] = None
-        for hint in _field_hints(origin):
-            _collect(hint, found)
+        for hint in _field_hints(origin, names):
+            _collect(hint, found, names)
 
 
-def _field_hints(cls: Any) -> Iterable[Any]:
+def _field_hints(cls: Any, names: Mapping[str, Any]) -> Iterable[Any]:
     if is_pydantic(cls):
         return [field.annotation for field in cls.__pydantic_fields__.values()]
     try:
-        return typing.get_type_hints(cls).values()
+        return typing.get_type_hints(cls, localns=dict(names)).values()
     except Exception:  # a field's forward reference that cannot be evaluated: that field names nothing
         return []

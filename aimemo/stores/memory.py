@@ -100,7 +100,11 @@ class MemoryStore:
         return sum(bool(self._keep(entry, lambda: True)) for entry in entries.values())
 
     def fill(self, entry: Entry, epoch: int) -> bool:
-        return bool(self._keep(entry, lambda: epoch == self.epoch))
+        def may() -> bool:
+            held = self._entries.get(entry.key)
+            return epoch == self.epoch and (held is None or held.fresh_until <= self._clock())
+
+        return bool(self._keep(entry, may))
 
     def aim(self, entry: Entry, front: dict[Address, Entry], address: Address) -> None:
         with self._lock:

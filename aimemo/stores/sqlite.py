@@ -38,7 +38,10 @@ class _Recent:
     mark: bytes
     rowid: int
     data: bytes
-    entry: PackedEntry
+    envelope: Envelope
+
+
+_SELECT: Final = "SELECT CAST(envelope AS BLOB) FROM aimemo_entries WHERE id = ?"  # whatever was planted there
 
 
 class SQLiteStore:
@@ -71,18 +74,19 @@ class SQLiteStore:
     def find(self, key: str) -> Entry | None:
         recent = self._recent.get(key)
         mark, rowid = (recent.mark, recent.rowid) if recent is not None else _address(self._namespace, key)
-        rows = self._file.read("SELECT envelope FROM aimemo_entries WHERE id = ?", (rowid,))
+        rows = self._file.read(_SELECT, (rowid,))
         if not rows:
             return None
         data = rows[0][0]
-        if recent is not None and recent.data == data and recent.entry.usable_until > self._clock():
-            return recent.entry  # the very bytes that were opened before
-        entry = self._entry(key, mark, data)
-        if entry is not None and len(data) <= RECENT_BYTES:
-            if len(self._recent) >= RECENT:
-                self._recent.clear()
-            self._recent[key] = _Recent(mark, rowid, data, entry)
-        return entry
+        if recent is not None and recent.data == data:
+            envelope = recent.envelope
+        else:
+            envelope = unseal(data, mark)
+            if len(data) <= RECENT_BYTES:
+                if len(self._recent) >= RECENT:
+                    self._recent.clear()
+                self._recent[key] = _Recent(mark, rowid, data, envelope)
+        return self._entry(key, envelope, len(data))
 
     async def get(self, key: str) -> Entry | None:
         return self.find(key)
@@ -143,28 +147,25 @@ class SQLiteStore:
     async def close(self) -> None:
         self._file.close()
 
-    def _entry(self, key: str, mark: bytes, data: bytes) -> PackedEntry | None:
-        envelope = unseal(data, mark)
+    def _entry(self, key: str, envelope: Envelope, size: int) -> Entry | None:
         wall = self._wall()
         if envelope.usable_until <= wall:
             return None
         offset = self._clock() - wall
         entry = PackedEntry(
-            key, envelope.payload, created=envelope.created + offset, fresh_until=envelope.fresh_until + offset,
-            usable_until=envelope.usable_until + offset, seconds=envelope.seconds, facts=envelope.facts,
-            tags=tuple(envelope.facts.pop("tags", ())),
+            key, envelope.payload, envelope.created + offset, envelope.fresh_until + offset,
+            envelope.usable_until + offset, "", envelope.tags, envelope.seconds, envelope.facts,
         )  # fmt: skip
-        entry.stored_size = len(data)
+        entry.stored_size = size
         return entry
 
     def _row(self, key: str, entry: Entry) -> tuple[Any, ...]:
         assert entry.payload is not None
         mark, rowid = _address(self._namespace, key)
         offset = self._wall() - self._clock()
-        facts = {**(entry.facts or {}), **({"tags": entry.tags} if entry.tags else {})}
         envelope = Envelope(
             entry.created + offset, entry.fresh_until + offset, entry.usable_until + offset,
-            entry.seconds, facts, entry.payload,
+            entry.seconds, entry.facts or {}, entry.tags, entry.payload,
         )  # fmt: skip
         data = seal(envelope, mark, self._threshold, self._level)
         entry.stored_size = len(data)
@@ -183,15 +184,15 @@ class SQLiteStore:
         self._next_purge = now + PURGE_INTERVAL
         ended = "SELECT id FROM aimemo_entries WHERE usable_until <= ? LIMIT ?"
         connection.execute(f"DELETE FROM aimemo_entries WHERE id IN ({ended})", (now, PURGE_BATCH))
-        connection.execute("DELETE FROM aimemo_invalidations WHERE at < ?", (now - LOG_SECONDS,))
+        connection.execute("DELETE FROM aimemo_invalidations WHERE at < ? AND kind <> 'made'", (now - LOG_SECONDS,))
 
     def _is_void(self, connection: sqlite3.Connection, key: str, entry: Entry, ticket: tuple[int, float]) -> bool:
         seq, taken = ticket
         if self._wall() - taken > LOG_SECONDS:
             return True
-        since = "SELECT kind, name FROM aimemo_invalidations WHERE seq > ? AND namespace = ?"
+        since = "SELECT kind, name FROM aimemo_invalidations WHERE seq > ? AND (namespace = ? OR kind = 'made')"
         return any(
-            Selector(kind, name).matches(key, entry.operation, entry.tags)
+            kind == "made" or Selector(kind, name).matches(key, entry.operation, entry.tags)
             for kind, name in connection.execute(since, (seq, self._namespace))
         )
 

@@ -1,22 +1,27 @@
-"""One SQLite file as this process has it open: two connections, patience with other writers, damage set aside."""
+"""One SQLite file as this process has it open: two connections, patience with other writers, damage set aside.
+
+SQLite keeps files apart from each other by POSIX locks, which a process loses as soon as it closes *any*
+descriptor of the file. So nothing here ever opens the file but SQLite itself, and nothing is open over a fork.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aimemo.core.runtime import forget_after_fork, fork_safe_lock
+from aimemo.core.runtime import fork_safe_lock, release_before_fork
 
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
 
 IDENTITY_INTERVAL: Final = 1.0
+"""Seconds after which a reader looks whether another process has put a new file in the place of its own."""
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS aimemo_entries (
@@ -29,20 +34,99 @@ CREATE TABLE IF NOT EXISTS aimemo_invalidations (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL,
     namespace TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL);
 """
+_TABLES: Final = "SELECT count(*) FROM sqlite_master WHERE name IN ('aimemo_entries', 'aimemo_invalidations')"
+_MADE: Final = "INSERT INTO aimemo_invalidations VALUES (?, ?, '', 'made', '')"
 _DAMAGE: Final = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY: Final = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_ERRORS: Final = (sqlite3.DatabaseError, UnicodeDecodeError)
 
-# A child must not close what its parent had open: closing would drop the parent's file locks.
-_left_open: list[sqlite3.Connection] = []
+Inode = tuple[int, int]
 
 
-@dataclass(slots=True)
-class _Handle:
-    """A connection, and which file it was opened on: another process may have put a new one in its place."""
+class _Link:
+    """A connection, opened when needed and used under `lock`."""
 
-    connection: sqlite3.Connection
-    inode: tuple[int, int]
-    next_check: float
+    def __init__(self, path: Path, busy_seconds: float) -> None:
+        self.lock = fork_safe_lock()
+        self.inode: Inode | None = None
+        self.next_check = 0.0
+        self._path = path
+        self._busy_seconds = busy_seconds
+        self._connection: sqlite3.Connection | None = None
+
+    def open(self) -> sqlite3.Connection:
+        now = time.monotonic()
+        if self._connection is not None and now >= self.next_check:
+            self.next_check = now + IDENTITY_INTERVAL
+            if not self.is_current():
+                self.drop()
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def is_current(self) -> bool:
+        """Whether the file still is the one that was opened: another process may have replaced it."""
+        return _inode(self._path) == self.inode
+
+    def drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def roll_back(self) -> None:
+        if self._connection is not None and self._connection.in_transaction:
+            with contextlib.suppress(sqlite3.Error):  # the error that led here is the one to tell
+                self._connection.execute("ROLLBACK")
+
+    def _connect(self) -> sqlite3.Connection:
+        _make_file(self._path)
+        self.inode = _inode(self._path)
+        connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            deadline = time.monotonic() + self._busy_seconds
+            _patiently(deadline, connection.execute, "PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            if connection.execute(_TABLES).fetchone()[0] < 2:
+                _patiently(deadline, connection.execute, "BEGIN IMMEDIATE")
+                _make_tables(connection)
+            connection.execute(f"PRAGMA busy_timeout={int(self._busy_seconds * 1000)}")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _make_file(path: Path) -> None:
+    """Make the file if it is not there, for its owner only, without ever closing a descriptor of a file in use."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, made = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # of mode 0600
+    os.close(descriptor)
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass  # another thread or process was first
+    finally:
+        os.unlink(made)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";"):
+        connection.execute(statement)
+    # The log of a fresh file begins beyond every position in the log of the file that it takes the place of.
+    now = time.time()
+    if connection.execute("SELECT count(*) FROM aimemo_invalidations").fetchone()[0] == 0:
+        connection.execute(_MADE, (int(now * 1_000_000), now))
+    connection.execute("COMMIT")
+
+
+def _inode(path: Path) -> Inode | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 class SQLiteFile:
@@ -58,133 +142,91 @@ class SQLiteFile:
         self.path = Path(path).absolute()
         self._busy_seconds = busy_seconds
         self._damaged = damaged
-        self._handles: dict[str, _Handle] = {}
-        self._locks = {"reader": fork_safe_lock(), "writer": fork_safe_lock()}
-        forget_after_fork(self)
-
-    def forget(self) -> None:
-        _left_open.extend(handle.connection for handle in self._handles.values())
-        self._handles.clear()
+        self._reading = _Link(self.path, busy_seconds)
+        self._writing = _Link(self.path, busy_seconds)
+        release_before_fork(self)
 
     def read(self, sql: str, args: tuple[Any, ...] = ()) -> list[Any]:
         """The rows of a SELECT; none where the file is found damaged."""
-        try:
-            with self._locks["reader"]:
-                handle = self._handle("reader")
-                try:
-                    return handle.connection.execute(sql, args).fetchall()
-                except sqlite3.DatabaseError as error:
-                    raise _on(handle.inode, error) from None
-        except sqlite3.DatabaseError as error:
-            self._recover(error)
-            return []
+        with self._reading.lock:
+            try:
+                return self._reading.open().execute(sql, args).fetchall()
+            except _ERRORS as error:
+                caught, inode = error, self._reading.inode
+        self._recover(caught, inode)
+        return []
 
     def write(self, body: Callable[[sqlite3.Connection], T]) -> T:
-        """What `body` returns, run in one transaction that waits for other writers for the busy deadline."""
-        try:
-            return self._transact(body)
-        except sqlite3.DatabaseError as error:
-            self._recover(error)
-            return self._transact(body)
+        """What `body` returns, run in one transaction that waits for other writers for the busy deadline.
 
-    def _transact(self, body: Callable[[sqlite3.Connection], T]) -> T:
+        Raises:
+            TimeoutError: other threads of this process kept it waiting for so long.
+        """
         deadline = time.monotonic() + self._busy_seconds
-        with self._locks["writer"]:
-            handle = self._handle("writer")
-            connection = handle.connection
-            try:
-                _patiently(deadline, connection.execute, "BEGIN IMMEDIATE")
-                result = body(connection)
-                connection.execute("COMMIT")
-                return result
-            except sqlite3.DatabaseError as error:
-                raise _on(handle.inode, error) from None
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+        try:
+            return self._transact(body, deadline)
+        except _ERRORS as error:
+            self._recover(error, self._writing.inode)
+            return self._transact(body, deadline)
+
+    def _transact(self, body: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+        link = self._writing
+        if not link.lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise TimeoutError("other writers of this process held the file for too long")
+        try:
+            _patiently(deadline, link.open().execute, "BEGIN IMMEDIATE")
+            if not link.is_current():  # looked at with the lock in hand: an invalidation must not go to a lost file
+                link.drop()
+                self._reading.next_check = 0.0
+                _patiently(deadline, link.open().execute, "BEGIN IMMEDIATE")
+            result = body(link.open())
+            link.open().execute("COMMIT")
+            return result
+        finally:
+            link.roll_back()
+            link.lock.release()
 
     def close(self) -> None:
-        for role, lock in self._locks.items():
-            with lock:
-                self._drop(role)
+        for link in (self._reading, self._writing):
+            with link.lock:
+                link.drop()
 
-    def _drop(self, role: str) -> None:
-        handle = self._handles.pop(role, None)
-        if handle is not None:
-            handle.connection.close()
+    def before_fork(self) -> None:
+        """Leave nothing open: parent and child would share locks that only one of them has. The locks are held."""
+        self._reading.drop()
+        self._writing.drop()
 
-    def _handle(self, role: str) -> _Handle:
-        now = time.monotonic()
-        handle = self._handles.get(role)
-        if handle is not None and now >= handle.next_check:
-            handle.next_check = now + IDENTITY_INTERVAL
-            if self._inode() != handle.inode:
-                self._drop(role)
-                handle = None
-        if handle is None:
-            handle = self._handles[role] = self._open(now + IDENTITY_INTERVAL)
-        return handle
-
-    def _inode(self) -> tuple[int, int] | None:
-        try:
-            stat = os.stat(self.path)
-        except FileNotFoundError:
-            return None
-        return stat.st_dev, stat.st_ino
-
-    def _open(self, next_check: float) -> _Handle:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        inode = self._inode()
-        assert inode is not None
-        connection = sqlite3.connect(
-            self.path, timeout=self._busy_seconds, isolation_level=None, check_same_thread=False
-        )
-        try:
-            deadline = time.monotonic() + max(self._busy_seconds, 1.0)
-            _patiently(deadline, connection.execute, "PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            if not connection.execute("PRAGMA table_info(aimemo_invalidations)").fetchall():
-                _patiently(deadline, connection.executescript, f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
-        except BaseException as error:
-            connection.close()
-            raise _on(inode, error) from None
-        return _Handle(connection, inode, next_check)
-
-    def _recover(self, error: sqlite3.DatabaseError) -> None:
+    def _recover(self, error: Exception, inode: Inode | None) -> None:
         """Set a damaged file aside, so that the next use starts a fresh one; raise any other error again."""
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        is_empty = code == sqlite3.SQLITE_ERROR and "no such table" in str(error)
-        if code not in _DAMAGE and not is_empty:
+        has_lost_tables = "no such table" in str(error)
+        if not has_lost_tables and not self._is_damage(error):
             raise error
         self.close()
-        if not is_empty:
-            self._set_aside(error.inode)  # type: ignore[attr-defined]
+        if not has_lost_tables:
+            self._set_aside(inode)
         self._damaged(error)
 
-    def _set_aside(self, damaged: tuple[int, int]) -> None:
+    def _is_damage(self, error: Exception) -> bool:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_READONLY:  # damage can make a file look as if it were of a newer format
+            return os.access(self.path, os.W_OK)
+        # Our statements are fixed, so an SQLITE_ERROR speaks of the file, not of them.
+        return code in _DAMAGE or code == sqlite3.SQLITE_ERROR or isinstance(error, UnicodeDecodeError)
+
+    def _set_aside(self, damaged: Inode | None) -> None:
         """Rename the damaged file, unless another process or thread has done so already."""
         import fcntl
 
+        folder = os.open(self.path.parent, os.O_RDONLY)
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except FileNotFoundError:
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # all who found this file damaged queue here
-            if self._inode() == damaged:
+            fcntl.flock(folder, fcntl.LOCK_EX)  # all who found this file damaged queue here
+            if damaged is not None and _inode(self.path) == damaged:
                 mark = f".corrupt-{time.time_ns() // 1_000_000}"
                 for suffix in ("-wal", "-shm", ""):
                     if os.path.exists(f"{self.path}{suffix}"):
                         os.rename(f"{self.path}{suffix}", f"{self.path}{suffix}{mark}")
         finally:
-            os.close(descriptor)
-
-
-def _on(inode: tuple[int, int], error: E) -> E:
-    """`error`, marked with the file that it speaks of."""
-    error.inode = inode  # type: ignore[attr-defined]
-    return error
+            os.close(folder)
 
 
 def _patiently(deadline: float, execute: Callable[[str], Any], sql: str) -> None:

@@ -1,0 +1,304 @@
+"""The envelope: whole and its own, or a `DamagedEntry`; whatever the bytes, never anything else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import sqlite3
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import xxhash
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aimemo import CodecError, SQLiteCache, cached_ai_call
+from aimemo.core.codec import pack, unpacker
+from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
+from aimemo.core.types import TypeResolver
+from tests.kit.clock import Clock
+
+HEAD = struct.Struct(">2sBB16sdddfBIII")
+"""Magic, version, flags, fingerprint, created, fresh until, usable until, seconds, codec, dictionary,
+raw length, facts length."""
+MARK = bytes(range(16))
+FACTS = {"model": "m", "tokens": 3}
+TAGS = ("customer-7", "é")
+MIB = 1 << 20
+SMALL, LARGE, RANDOM = b"\x93\x01\x02\x03", msgpack.packb("text " * 500), os.urandom(5000)
+
+
+def sealed(payload: bytes, threshold: int = 1000) -> bytes:
+    return seal(Envelope(1.0, 2.0, float("inf"), 0.5, FACTS, TAGS, payload), MARK, threshold, 3)
+
+
+def forged(blob: bytes, payload: bytes, *, flags: int = 0, raw_length: int | None = None, facts: bytes = b"") -> bytes:
+    """An envelope with the head of another, a payload of its own, and a checksum that is right."""
+    head = list(HEAD.unpack_from(blob))
+    head[2], head[-2], head[-1] = flags, len(payload) if raw_length is None else raw_length, len(facts)
+    body = HEAD.pack(*head) + facts + payload
+    return body + xxhash.xxh3_64_digest(body)
+
+
+@pytest.mark.parametrize("payload", [b"", SMALL, LARGE, RANDOM, bytes(9 * MIB)], ids=len)
+@pytest.mark.parametrize("threshold", [0, 1000, 1 << 30])
+def test_what_was_sealed_is_unsealed(payload: bytes, threshold: int) -> None:
+    assert unseal(sealed(payload, threshold), MARK) == Envelope(1.0, 2.0, float("inf"), 0.5, FACTS, TAGS, payload)
+
+
+@pytest.mark.parametrize("payload", [SMALL, LARGE], ids=["raw", "compressed"])
+def test_every_changed_byte_is_damage(payload: bytes) -> None:
+    blob = sealed(payload)
+    for at in range(len(blob)):
+        for mask in (0x01, 0x80, 0xFF):
+            changed = bytearray(blob)
+            changed[at] ^= mask
+            with pytest.raises(DamagedEntry):
+                unseal(bytes(changed), MARK)
+
+
+@pytest.mark.parametrize("payload", [SMALL, LARGE], ids=["raw", "compressed"])
+def test_every_length_but_its_own_is_damage(payload: bytes) -> None:
+    blob = sealed(payload)
+    for data in (*(blob[:length] for length in range(len(blob))), blob[1:], blob + b"\0", blob + blob):
+        with pytest.raises(DamagedEntry):
+            unseal(data, MARK)
+
+
+def test_the_envelope_of_another_key_is_a_foreign_value() -> None:
+    with pytest.raises(DamagedEntry) as caught:
+        unseal(sealed(SMALL), MARK[::-1])
+    assert caught.value.reason == "foreign_value"
+
+
+@pytest.mark.parametrize(
+    ("payload", "threshold", "is_compressed"),
+    [
+        pytest.param(bytes(1000), 1000, False, id="at the threshold"),
+        pytest.param(bytes(1001), 1000, True, id="above the threshold"),
+        pytest.param(RANDOM, 0, False, id="incompressible"),
+        pytest.param(os.urandom(4700) + bytes(300), 0, False, id="saves 6 %"),
+        pytest.param(os.urandom(4300) + bytes(700), 0, True, id="saves 14 %"),
+    ],
+)
+def test_compression_is_kept_above_the_threshold_where_it_pays(
+    payload: bytes, threshold: int, is_compressed: bool
+) -> None:
+    blob = sealed(payload, threshold)
+    assert bool(blob[3] & 1) is is_compressed
+    assert (len(blob) < len(payload)) is is_compressed
+
+
+def test_a_value_no_reader_would_accept_is_not_packed() -> None:
+    with pytest.raises(CodecError):
+        pack(bytes(64 * MIB + 1), TypeResolver())
+
+
+def test_a_blob_of_format_version_1_still_decodes() -> None:
+    """The file was written once, by `seal(ENVELOPE, MARK, 100, 3)` with the value and facts below
+    packed by `pack(value, TypeResolver())`. It must never be written again: a new version gets a new file."""
+    blob = (Path(__file__).parent / "vectors" / "envelope_v1.bin").read_bytes()
+    envelope = unseal(blob, MARK)
+    assert envelope[:6] == (1000.0, 2000.0, 3000.0, 1.5, FACTS, TAGS)
+    assert blob[3] == 1
+    assert unpacker(TypeResolver())(envelope.payload) == golden_value()
+
+
+def golden_value() -> Any:
+    import datetime as dt
+    import decimal
+    import uuid
+
+    when = dt.datetime(2024, 10, 27, 2, 30, tzinfo=dt.UTC)
+    numbers = [0, -1, 2**63, 2**70, 1.5, True, None, 1 + 2j, decimal.Decimal("-0.10")]
+    times = (when, when.date(), when.time(), dt.timedelta(seconds=1))
+    texts = {"text": "answer " * 40, b"bytes": "\ud800 é", (1, "key"): {1, 2}, "frozen": frozenset({b"x"})}
+    return {**texts, "numbers": numbers, "times": times, "id": uuid.UUID(int=7), "__aimemo__": "tuple"}
+
+
+def zstd_bomb(claimed: int | None, size: int = 1 << 30) -> bytes:
+    """A frame of `size` zero bytes that claims to hold `claimed`; None: that claims nothing."""
+    honest = {} if claimed is None else {"size": size}
+    compressor = zstandard.ZstdCompressor(level=1, write_content_size=bool(honest)).compressobj(**honest)
+    frame = b"".join(compressor.compress(bytes(MIB)) for _ in range(size // MIB)) + compressor.flush()
+    return frame if claimed is None else frame.replace(struct.pack("<I", size), struct.pack("<I", claimed), 1)
+
+
+@pytest.mark.parametrize("claimed", [1 << 30, 1000, 8 * MIB, None], ids=["honest", "lying", "lying well", "silent"])
+@pytest.mark.parametrize("raw_length", [1 << 30, 1000, 8 * MIB, 0])
+def test_a_zstd_bomb_is_damage_and_costs_no_memory(claimed: int | None, raw_length: int) -> None:
+    bomb = forged(sealed(SMALL), zstd_bomb(claimed), flags=1, raw_length=raw_length)
+    assert len(bomb) < 100_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedEntry):
+            unseal(bomb, MARK)
+        assert tracemalloc.get_traced_memory()[1] < 32 * MIB
+    finally:
+        tracemalloc.stop()
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 32 * MIB
+
+
+class Boom:
+    ran: list[str] = []
+
+    def __reduce__(self) -> Any:
+        return Boom.ran.append, ("pickle",)
+
+
+def nested_ext(depth: int) -> bytes:
+    data = b"\x90"
+    for _ in range(depth):
+        data = msgpack.packb(msgpack.ExtType(1, data))
+    return data
+
+
+def ext(code: int, data: Any) -> bytes:
+    return msgpack.packb(msgpack.ExtType(code, msgpack.packb(data)))
+
+
+PAYLOADS: dict[str, bytes] = {
+    "empty": b"", "never used byte": b"\xc1", "trailing bytes": b"\x01\x02", "cut": b"\x93\x01",
+    "pickle": pickle.dumps(Boom()), "bad UTF-8": b"\xa2\xff\xfe", "unhashable key": b"\x81\x90\x01",
+    "arrays of arrays": b"\xdd\x00\x04\x00\x00" * 500 + bytes(1 << 18),
+    "huge array": b"\xdd\xff\xff\xff\xff", "huge map": b"\xdf\xff\xff\xff\xff", "huge text": b"\xdb\xff\xff\xff\xff",
+    "huge bytes": b"\xc6\xff\xff\xff\xff", "huge ext": b"\xc9\xff\xff\xff\xff\x01", "deep arrays": b"\x91" * 100_000,
+    "deep maps": b"\x81" * 100_000, "deep ext": nested_ext(2000), "unhashable member": ext(2, [[1]]),
+    "unknown ext": ext(99, 1), "negative ext": b"\xd4\xfe\x01", "timestamp": msgpack.packb(msgpack.Timestamp(1)),
+    "absent field": ext(25, None), "array of objects": ext(24, ["O", [1], bytes(8), False]),
+    "array of nothing": ext(24, ["|V0", [1], pickle.dumps(1), False]),
+    "shape": ext(24, ["<f8", [2**40], bytes(8), False]),
+    "unknown class": ext(21, ["os:_wrap_close", 1, []]), "class without name": ext(23, [None, 1]),
+    "deep class name": ext(23, [[[[["a:b"]]]], 1]), "zone": ext(10, ["2024-01-01", 0, "../../etc/passwd"]),
+    "date": ext(11, "x"), "decimal": ext(14, "x"), "uuid": ext(15, b"x"),
+    **{f"ext {code} of rubbish": msgpack.packb(msgpack.ExtType(code, b"\xc1")) for code in range(1, 26)},
+}  # fmt: skip
+
+
+class Planted:
+    """A function cached in a SQLite file, and the row of its answer to one question."""
+
+    def __init__(self, path: Path, clock: Clock, **options: Any) -> None:
+        self.calls: list[str] = []
+        self.path = path
+        self.cache = SQLiteCache(path, clock=clock)
+        self.errors: list[Any] = []
+        self.cache.on("error", self.errors.append)
+
+        @cached_ai_call(operation="op", cache=self.cache, **options)
+        def ask(text: str) -> list[str]:
+            self.calls.append(text)
+            return [text]
+
+        self.ask = ask
+        assert (ask("q"), ask("other"), self.calls) == (["q"], ["other"], ["q", "other"])
+
+    def plant(self, change: Callable[[bytes], Any]) -> None:
+        with sqlite3.connect(self.path) as connection:
+            key = self.ask.key_for("q")
+            ((blob,),) = connection.execute("SELECT envelope FROM aimemo_entries WHERE key = ?", (key,))
+            connection.execute("UPDATE aimemo_entries SET envelope = ? WHERE key = ?", (change(blob), key))
+        connection.close()
+
+
+@pytest.fixture
+def planted(tmp_path: Path, clock: Clock) -> Planted:
+    return Planted(tmp_path / "cache.db", clock)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
+def test_a_planted_payload_is_a_counted_miss(planted: Planted, payload: bytes) -> None:
+    planted.plant(lambda blob: forged(blob, payload))
+    assert planted.ask("q") == ["q"]
+    assert planted.calls == ["q", "other", "q"]
+    assert len(planted.errors) == 1
+    assert planted.ask("q") == ["q"]  # what was computed has replaced it
+    assert len(planted.calls) == 3
+    assert Boom.ran == []
+
+
+@pytest.mark.parametrize("row", [b"", b"x", 5, 1.5, "text", "t" * 100, bytes(100), pickle.dumps(Boom())], ids=repr)
+def test_a_planted_row_is_a_miss_for_its_key_alone(planted: Planted, row: Any) -> None:
+    for _ in range(6):  # as often as would make the breaker leave a store alone
+        planted.plant(lambda _: row)
+        assert planted.ask("q") == ["q"]
+    assert len(planted.calls) == 8
+    assert planted.ask("other") == ["other"]
+    assert len(planted.calls) == 8
+    assert Boom.ran == []
+
+
+def test_the_bytes_of_another_key_are_a_miss(planted: Planted) -> None:
+    with sqlite3.connect(planted.path) as connection:
+        ((other,),) = connection.execute(
+            "SELECT envelope FROM aimemo_entries WHERE key = ?", (planted.ask.key_for("other"),)
+        )
+    connection.close()
+    planted.plant(lambda _: other)
+    assert planted.ask("q") == ["q"]
+    assert [event.reason for event in planted.errors] == ["foreign_value"]
+
+
+@pytest.mark.parametrize("claimed", [1 << 30, 1000])
+def test_a_planted_zstd_bomb_is_a_miss(planted: Planted, claimed: int) -> None:
+    planted.plant(lambda blob: forged(blob, zstd_bomb(claimed), flags=1, raw_length=claimed))
+    assert planted.ask("q") == ["q"]
+    assert planted.calls == ["q", "other", "q"]
+
+
+FACTS_PLANTED: list[Any] = [
+    {"tags": 5}, {"tags": [[1]]}, {"tokens": "many"}, {"tokens": float("nan")}, {"cost": "1 $"}, {"cost": [1]},
+    {"tokens": 2**63}, {"model": b"\xff"}, {1: 2}, [1], "x", None,
+    [{"tokens": "many"}, []], [{"tokens": float("nan")}, []], [{"cost": "1 $"}, []], [{"model": b"\xff"}, []],
+    [{}, 5], [{}, [[1]]], [{1: 2}, []], [[], []], [{}, [], []],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("facts", FACTS_PLANTED, ids=repr)
+def test_planted_facts_fail_neither_a_call_nor_the_stats_nor_other_keys(planted: Planted, facts: Any) -> None:
+    for _ in range(6):
+        planted.plant(lambda blob: forged(blob, msgpack.packb(["q"]), facts=msgpack.packb(facts)))
+        assert planted.ask("q") == ["q"]
+        planted.cache.stats()
+    computed = len(planted.calls)
+    assert planted.ask("other") == ["other"]
+    assert len(planted.calls) == computed
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=120), st.sampled_from([b"", sealed(SMALL)[:4], sealed(SMALL)[:20], sealed(SMALL)[:61]]))
+def test_random_bytes_are_damage(data: bytes, start: bytes) -> None:
+    with pytest.raises(DamagedEntry):
+        unseal(start + data, MARK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 1), st.none() | st.integers(0, 2**32 - 1), st.binary(max_size=9))
+def test_whatever_an_envelope_holds_it_is_read_or_damage(
+    data: bytes, flags: int, raw: int | None, facts: bytes
+) -> None:
+    try:
+        unseal(forged(sealed(SMALL), data, flags=flags, raw_length=raw, facts=facts), MARK)
+    except DamagedEntry:
+        pass
+
+
+PACKED = pack(golden_value(), TypeResolver())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, len(PACKED)), st.integers(0, 9))
+def test_whatever_is_unpacked_is_a_value_or_a_codec_error(data: bytes, at: int, skipped: int) -> None:
+    for packed in (data, PACKED[:at] + data + PACKED[at + skipped :], ext(at % 27, [data, at])):
+        try:
+            unpacker(TypeResolver())(packed)
+        except CodecError:
+            pass

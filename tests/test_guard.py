@@ -1,0 +1,165 @@
+"""The guard: whatever a store does wrong costs time within a budget, and no errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from aimemo import InfrastructureError
+from aimemo.core.envelope import DamagedEntry
+from aimemo.core.guard import BUDGET, FAILURES_TO_OPEN, NO_TICKET, PROBE_INTERVAL, Guard
+from aimemo.core.ports import Selector
+from tests.kit.clock import Clock
+from tests.kit.scripted_store import ENTRY, Bench
+
+
+@pytest.fixture(params=["tasks", "threads"])
+def bench(request: pytest.FixtureRequest, clock: Clock) -> Bench:
+    return Bench(request.param, clock)
+
+
+@pytest.fixture
+def one_call(bench: Bench) -> Iterator[None]:
+    """All that the test asks belongs to one call."""
+    token = BUDGET.set(None)
+    bench.guard.start_call()
+    yield
+    BUDGET.reset(token)
+
+
+async def test_a_working_store_is_passed_through(bench: Bench) -> None:
+    guard = bench.guard
+    assert await bench.get() == [ENTRY]
+    ticket = await bench.run(guard.ticket("k", "qa", ()))
+    assert ticket == 1
+    assert await bench.run(guard.set("k", ENTRY, ticket)) is True
+    assert await bench.run(guard.set_many({"k": ENTRY})) == 1
+    assert await bench.run(guard.delete("k")) is True
+    assert await bench.run(guard.sweep(Selector("all"))) == 3
+    assert bench.reports == []
+
+
+async def test_the_first_fault_ends_the_stores_part_in_a_call(bench: Bench, one_call: None) -> None:
+    bench.guard.start_call()
+    bench.fail()
+    assert await bench.get() == [None]
+    bench.work()
+    ticket = await bench.run(bench.guard.ticket("k", "qa", ()))
+    assert ticket is NO_TICKET
+    assert await bench.run(bench.guard.set("k", ENTRY, ticket)) is None
+    assert bench.store.asked == ["get"]
+    assert [(stage, key) for stage, key, _ in bench.reports] == [("get", "k")]
+
+
+async def test_without_a_ticket_nothing_is_written(bench: Bench) -> None:
+    bench.fail()
+    ticket = await bench.run(bench.guard.ticket("k", "qa", ()))
+    bench.work()
+    assert await bench.run(bench.guard.set("k", ENTRY, ticket)) is None
+    assert bench.store.asked == ["ticket"]
+
+
+async def test_the_call_after_a_fault_asks_again(bench: Bench) -> None:
+    bench.fail()
+    assert await bench.get() == [None]
+    bench.work()
+    assert await bench.get() == [ENTRY]
+
+
+@pytest.mark.parametrize("reads_inline", [False, True])
+@pytest.mark.parametrize("world", ["tasks", "threads"])
+async def test_a_store_that_used_up_the_budget_is_not_asked_again_in_the_call(
+    world: str, reads_inline: bool, clock: Clock
+) -> None:
+    bench = Bench(world, clock, reads_inline=reads_inline)
+    bench.store.trouble = lambda: clock.advance(0.11)
+    bench.guard.start_call()
+    await bench.get(3)
+    assert bench.store.asked == ["get"]
+
+
+async def test_after_five_failures_in_a_row_the_store_is_left_alone(bench: Bench) -> None:
+    bench.fail()
+    await bench.get(FAILURES_TO_OPEN - 1)
+    assert bench.breaker.state == "closed"
+    await bench.get()
+    assert bench.breaker.state == "open"
+    assert await bench.get(100) == [None] * 100
+    assert len(bench.store.asked) == len(bench.reports) == FAILURES_TO_OPEN == 5
+
+
+@pytest.mark.parametrize("answer", ["work", "find_damage"])
+async def test_failures_with_an_answer_in_between_are_not_in_a_row(bench: Bench, answer: str) -> None:
+    for _ in range(3):
+        bench.fail()
+        await bench.get(FAILURES_TO_OPEN - 1)
+        getattr(bench, answer)()
+        await bench.get()
+    assert bench.breaker.state == "closed"
+
+
+async def test_an_open_breaker_lets_one_probe_through_per_interval(bench: Bench) -> None:
+    bench.fail()
+    await bench.get(FAILURES_TO_OPEN)
+    bench.store.asked.clear()
+    for probes in (1, 2, 3):
+        bench.clock.advance(PROBE_INTERVAL)
+        await bench.get(10)
+        assert len(bench.store.asked) == probes
+
+
+async def test_a_probe_that_succeeds_closes_the_breaker(bench: Bench) -> None:
+    bench.fail()
+    await bench.get(FAILURES_TO_OPEN)
+    bench.work()
+    assert await bench.get() == [None]
+    bench.clock.advance(PROBE_INTERVAL)
+    assert await bench.get(10) == [ENTRY] * 10
+    assert bench.breaker.state == "closed"
+
+
+async def test_damage_is_reported_but_is_not_the_stores_failure(bench: Bench, one_call: None) -> None:
+    bench.guard.start_call()
+    bench.find_damage()
+    assert await bench.get(2 * FAILURES_TO_OPEN) == [None] * 2 * FAILURES_TO_OPEN
+    assert bench.breaker.state == "closed"
+    assert all(isinstance(error, DamagedEntry) for _, _, error in bench.reports)
+    bench.work()
+    assert await bench.run(bench.guard.set("k", ENTRY)) is True, "what is damaged has to be replaced"
+
+
+async def test_one_damaged_entry_among_many_costs_only_itself(bench: Bench) -> None:
+    assert await bench.run(bench.guard.get_many(["good", "bad"])) == {"good": ENTRY}
+    assert [(stage, key) for stage, key, _ in bench.reports] == [("get", "bad")]
+
+
+@pytest.mark.parametrize("state", ["closed", "open", "budget spent"])
+@pytest.mark.parametrize(
+    "removal", [lambda g: g.delete("k"), lambda g: g.sweep(Selector("all"))], ids=["delete", "sweep"]
+)
+async def test_a_removal_that_failed_always_raises(bench: Bench, removal: Callable[[Guard], Any], state: str) -> None:
+    bench.fail()
+    if state == "open":
+        await bench.get(FAILURES_TO_OPEN)
+    if state == "budget spent":
+        bench.guard.start_call()
+        await bench.get()
+    with pytest.raises(InfrastructureError) as raised:
+        await bench.run(removal(bench.guard))
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    bench.work()
+    assert await bench.run(removal(bench.guard))
+
+
+@pytest.mark.parametrize("world", ["tasks", "threads"])
+@pytest.mark.parametrize("ask", [lambda g: g.get("k"), lambda g: g.set("k", ENTRY)], ids=["get", "set"])
+async def test_a_strict_guard_raises_the_fault_with_its_cause(
+    world: str, ask: Callable[[Guard], Any], clock: Clock
+) -> None:
+    bench = Bench(world, clock, strict=True)
+    bench.fail()
+    with pytest.raises(InfrastructureError) as raised:
+        await bench.run(ask(bench.guard))
+    assert isinstance(raised.value.__cause__, ConnectionError)
