@@ -84,7 +84,7 @@ def test_a_variable_disables_caching(monkeypatch: pytest.MonkeyPatch, text: str,
 def test_configure_after_decoration_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    @cached_ai_call(operation="configured")
+    @cached_ai_call(operation="reconfigured")
     def ask(text: str) -> str:
         made.append(text)
         return text.upper()
