@@ -131,7 +131,7 @@ def round_trip(value: Any) -> Any:
 
 def shape(value: Any) -> str:
     """A text that is equal only for values of the same types and the same content."""
-    if type(value) in (list, tuple):
+    if isinstance(value, (list, tuple)):
         inner = list(map(shape, value))
     elif type(value) in (set, frozenset):
         inner = sorted(map(shape, value))
@@ -141,7 +141,7 @@ def shape(value: Any) -> str:
         inner = [shape(getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     else:
         return f"{type(value).__qualname__} {value!r}"
-    return f"{type(value).__name__}({', '.join(inner)})"
+    return f"{type(value).__qualname__}({', '.join(inner)})"
 
 
 BERLIN = ZoneInfo("Europe/Berlin")

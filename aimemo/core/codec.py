@@ -143,10 +143,8 @@ class _Unpacking:
             raise CodecError("stored bytes are nested too deeply")
         self.types = types
         self.depth = depth
-
-    def unpack(self, data: bytes | memoryview) -> Any:
-        return msgpack.unpackb(
-            data, ext_hook=self.restore, raw=False, strict_map_key=False, unicode_errors="surrogatepass"
+        self.unpack: Callable[[bytes], Any] = functools.partial(
+            msgpack.unpackb, ext_hook=self.restore, raw=False, strict_map_key=False, unicode_errors="surrogatepass"
         )
 
     def restore(self, code: int, data: bytes) -> Any:

@@ -64,6 +64,9 @@ class Entry:
         self.seconds = seconds
         self.facts = facts
         self.hits = 0
+
+    def enter(self) -> None:
+        """Get ready for a place in an in-process store."""
         self.seen = 0
         self.front: dict[Address, Entry] | None = None
         self.address: Address | None = None

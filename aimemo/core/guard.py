@@ -51,15 +51,15 @@ class Breaker:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._failures = 0
+        self.failures = 0
         self._next_probe = 0.0
 
     @property
     def state(self) -> Literal["closed", "open"]:
-        return "open" if self._failures >= FAILURES_TO_OPEN else "closed"
+        return "open" if self.failures >= FAILURES_TO_OPEN else "closed"
 
     def admits(self) -> bool:
-        if self._failures < FAILURES_TO_OPEN:
+        if self.failures < FAILURES_TO_OPEN:
             return True
         now = self._clock()
         if now < self._next_probe:
@@ -68,15 +68,15 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        if self._failures:
-            if self._failures >= FAILURES_TO_OPEN:
+        if self.failures:
+            if self.failures >= FAILURES_TO_OPEN:
                 log.warning("the store answers again")
-            self._failures = 0
+            self.failures = 0
 
     def failed(self, error: BaseException) -> None:
-        self._failures += 1
+        self.failures += 1
         self._next_probe = self._clock() + PROBE_INTERVAL
-        if self._failures == FAILURES_TO_OPEN:
+        if self.failures == FAILURES_TO_OPEN:
             log.warning(
                 "the store failed %d times in a row (last with %s) and is left alone but for a probe every %g s",
                 *(FAILURES_TO_OPEN, type(error).__name__, PROBE_INTERVAL),
@@ -127,7 +127,21 @@ class Guard:
     def find(self, key: str) -> Entry | None:
         """As `get`, where reads are inline."""
         budget = BUDGET.get()
-        if (budget is not None and (budget.is_spent or budget.seconds <= 0)) or not self.breaker.admits():
+        if budget is not None:
+            return self._find_within(budget, key)
+        if self.breaker.failures and not self.breaker.admits():
+            return None
+        try:
+            entry = self._store.find(key)
+        except Exception as error:
+            self._failed("get", key, error, None)
+            return None
+        if self.breaker.failures:
+            self.breaker.succeeded()
+        return entry
+
+    def _find_within(self, budget: Budget, key: str) -> Entry | None:
+        if budget.is_spent or budget.seconds <= 0 or not self.breaker.admits():
             return None
         started = self._clock()
         try:
@@ -135,8 +149,7 @@ class Guard:
         except Exception as error:
             self._failed("get", key, error, budget)
             return None
-        if budget is not None:
-            budget.seconds -= self._clock() - started
+        budget.seconds -= self._clock() - started
         self.breaker.succeeded()
         return entry
 

@@ -65,20 +65,21 @@ class Journal:
     def count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:
         """Count a lookup that nobody watches."""
         if outcome == "hit" and tier == "l1" and entry is not None:
-            entry.hits += 1
-            return
-        if outcome in ("bypass", "refresh"):
+            entry.hits += 1  # and with it what was saved
             return
         tally = self.stats.tally(operation)
-        if outcome == "miss":
-            tally.misses += 1
-            return
-        if outcome == "hit":
-            tally.l2_hits += 1
-        elif outcome == "stale":
-            tally.stale_hits += 1
-        else:
-            tally.coalesced += 1
+        match outcome:
+            case "hit":
+                tally.l2_hits += 1
+            case "stale":
+                tally.stale_hits += 1
+            case "coalesced":
+                tally.coalesced += 1
+            case "miss":
+                tally.misses += 1
+                return
+            case "bypass" | "refresh":
+                return
         if entry is not None:
             tally.save(entry)
 

@@ -36,6 +36,8 @@ _LEADING: Final[ContextVar[frozenset[str]]] = ContextVar("aimemo_leading", defau
 MAX_LEADS: Final = 3
 """How often one caller starts a computation that is cancelled under it."""
 
+_UNREADABLE: Final = object()
+
 _REPLACES: Final = -2
 """In place of a count of landings: whatever is stored, it is to be computed anew."""
 
@@ -111,6 +113,7 @@ class Memoizer:
         self.clock = clock
         self.journal = journal
         self._flights = flights
+        self._inline = guard if guard is not None and guard.reads_inline else None
 
     def recall_at_once(self, call: Call) -> Any:
         """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`."""
@@ -118,10 +121,21 @@ class Memoizer:
         if GATE or call.policy.hooks or not self.enabled:
             return Pending(started)  # somebody wants to see or steer this call
         landings = self._flights.landings
-        faults = self.guard.faults if self.guard is not None else 0
+        inline = self._inline
+        faults = inline.faults if inline is not None else 0
+        if self.local is None and inline is not None:  # as below, without what an in-process tier asks for
+            entry = inline.find(call.key)
+            if entry is not None and entry.fresh_until > started:
+                value = self._unpack(call.policy, entry)
+                if value is not _UNREADABLE:
+                    self.journal.count("hit", call.policy.operation, entry, "l2")
+                    return value
+                entry = None
+            found = None if entry is None else self.open(call.policy, entry, 0)
+            return Pending(started, found, landings, inline.faults != faults)
         found = self._find(call)
         if found is None or found.entry.fresh_until <= started:
-            return Pending(started, found, landings, self.guard is not None and self.guard.faults != faults)
+            return Pending(started, found, landings, inline is not None and inline.faults != faults)
         self._aim(call, found.entry)
         self.journal.count("hit", call.policy.operation, found.entry, found.tier)
         return found.value
@@ -251,16 +265,18 @@ class Memoizer:
 
     def _find(self, call: Call) -> Found | None:
         """What the tiers have that are read without waiting; fresh, else stale."""
+        if self.local is None:
+            entry = self._inline.find(call.key) if self._inline is not None else None
+            return None if entry is None else self.open(call.policy, entry, 0)
         found: Found | None = None
-        if self.local is not None:
-            entry = self.local.find(call.key)
-            if entry is not None:
-                found = Found(entry, "l1", entry.value)
-                if entry.fresh_until > self.clock():
-                    return found
-        if self.guard is not None and self.guard.reads_inline:
-            epoch = self.local.epoch if self.local is not None else 0
-            entry = self.guard.find(call.key)
+        entry = self.local.find(call.key)
+        if entry is not None:
+            found = Found(entry, "l1", entry.value)
+            if entry.fresh_until > self.clock():
+                return found
+        if self._inline is not None:
+            epoch = self.local.epoch
+            entry = self._inline.find(call.key)
             if entry is not None:
                 return self.open(call.policy, entry, epoch) or found
         return found
@@ -283,16 +299,22 @@ class Memoizer:
         assert isinstance(entry, PackedEntry)
         entry.operation = policy.operation
         entry.unpack = policy.unpack
-        try:
-            value = entry.value
-        except CodecError as error:
-            self.journal.error("decode", entry.key, error)
+        value = self._unpack(policy, entry)
+        if value is _UNREADABLE:
             return None
         if self.local is not None:
             local_entry = Entry.holding(value, entry) if is_immutable(value) else entry
             self.local.fill(local_entry, epoch)
             return Found(local_entry, "l2", value)
         return Found(entry, "l2", value)
+
+    def _unpack(self, policy: Policy, entry: Entry) -> Any:
+        assert entry.payload is not None
+        try:
+            return policy.unpack(entry.payload)
+        except CodecError as error:
+            self.journal.error("decode", entry.key, error)
+            return _UNREADABLE
 
     # Answering
 

@@ -159,6 +159,9 @@ class MemoryStore:
         with self._lock:
             if not may():
                 return False
+            if self._entries.get(entry.key) is entry:
+                return True  # two readers were handed the one entry
+            entry.enter()
             gone = [] if (old := self._entries.get(entry.key)) is None else [(old, "replaced")]
             if old is not None:
                 self._take_place(old, entry)

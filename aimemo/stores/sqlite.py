@@ -41,7 +41,7 @@ class _Recent:
     envelope: Envelope
 
 
-_SELECT: Final = "SELECT CAST(envelope AS BLOB) FROM aimemo_entries WHERE id = ?"  # whatever was planted there
+_SELECT: Final = "SELECT envelope FROM aimemo_entries WHERE id = ?"
 
 
 class SQLiteStore:

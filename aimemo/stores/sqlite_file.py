@@ -44,14 +44,19 @@ Inode = tuple[int, int]
 
 
 class _Link:
-    """A connection, opened when needed and used under `lock`."""
+    """A connection, opened when needed and used under `lock`.
 
-    def __init__(self, path: Path, busy_seconds: float) -> None:
+    Args:
+        text: what becomes of text; bytes where what is read is not trusted to be text.
+    """
+
+    def __init__(self, path: Path, busy_seconds: float, text: type = str) -> None:
         self.lock = fork_safe_lock()
         self.inode: Inode | None = None
         self.next_check = 0.0
         self._path = path
         self._busy_seconds = busy_seconds
+        self._text = text
         self._connection: sqlite3.Connection | None = None
 
     def open(self) -> sqlite3.Connection:
@@ -90,6 +95,7 @@ class _Link:
                 _patiently(deadline, connection.execute, "BEGIN IMMEDIATE")
                 _make_tables(connection)
             connection.execute(f"PRAGMA busy_timeout={int(self._busy_seconds * 1000)}")
+            connection.text_factory = self._text
         except BaseException:
             connection.close()
             raise
@@ -142,12 +148,12 @@ class SQLiteFile:
         self.path = Path(path).absolute()
         self._busy_seconds = busy_seconds
         self._damaged = damaged
-        self._reading = _Link(self.path, busy_seconds)
+        self._reading = _Link(self.path, busy_seconds, text=bytes)
         self._writing = _Link(self.path, busy_seconds)
         release_before_fork(self)
 
     def read(self, sql: str, args: tuple[Any, ...] = ()) -> list[Any]:
-        """The rows of a SELECT; none where the file is found damaged."""
+        """The rows of a SELECT, text in them as bytes; none where the file is found damaged."""
         with self._reading.lock:
             try:
                 return self._reading.open().execute(sql, args).fetchall()
