@@ -15,13 +15,14 @@ from typing import Any, Final
 from aimemo.cached import MISSING
 from aimemo.caches.interface import Cache
 from aimemo.compiled import compile_wrapper, exchange_front
+from aimemo.core.call import Call, Pending
 from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
 from aimemo.core.codec import is_immutable
 from aimemo.core.context import current_mode, current_recorders
 from aimemo.core.entry import RETIRED, Address, Entry
 from aimemo.core.events import GATE
 from aimemo.core.keys import key_prefix, make_key
-from aimemo.core.memoizer import Call, Memoizer, Pending
+from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import LocalStore, Selector
 from aimemo.core.runtime import Failure, drive
@@ -222,7 +223,7 @@ class Memoized:
             policy=policy,
             front={},
             threshold=cache.text_hash_threshold if threshold is None else threshold,
-            has_local=memoizer.local is not None,
+            has_local=memoizer.tiers.local is not None,
         )
 
     # A call

@@ -14,6 +14,7 @@ from aimemo.core.entry import Entry
 from aimemo.core.guard import Breaker, Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Runtime
+from aimemo.core.tiers import Tiers
 from aimemo.stores.memory import MemoryStore
 from aimemo.stores.sqlite import SQLiteStore
 from aimemo.stores.sqlite_file import SQLiteFile
@@ -58,10 +59,9 @@ class TieredCache(Cache):
             self.l2, runtime, self.breaker, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
             report=self.journal.error,
         )  # fmt: skip
-        return Memoizer(
-            store=TieredStore(self.l1, guard), local=self.l1, guard=guard, runtime=runtime,
-            flights=self._flights, journal=self.journal, clock=self.clock,
-        )  # fmt: skip
+        store = TieredStore(self.l1, guard)
+        tiers = Tiers(store=store, local=self.l1, guard=guard, journal=self.journal, clock=self.clock)
+        return Memoizer(tiers, runtime, self._flights)
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ class BlockingCache:
         return self.connect()
 
     def close(self) -> None:
-        drive(self._surface.memoizer.store.close())
+        drive(self._surface.memoizer.tiers.store.close())
 
     def __enter__(self) -> BlockingCache:
         self.connect()

@@ -129,7 +129,7 @@ class Cache(Surface):
 
     async def close(self) -> None:
         """Release what the cache holds open; it opens again when used again."""
-        await self.memoizer.store.close()
+        await self.memoizer.tiers.store.close()
 
     async def __aenter__(self) -> Self:
         await self.connect()

@@ -7,6 +7,7 @@ from typing import Any
 from aimemo.caches.interface import Cache
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Runtime
+from aimemo.core.tiers import Tiers
 from aimemo.stores.memory import MemoryStore
 
 
@@ -35,7 +36,5 @@ class InMemoryCache(Cache):
         return self._store
 
     def _assemble(self, runtime: Runtime) -> Memoizer:
-        return Memoizer(
-            store=self._store, local=self._store, guard=None, runtime=runtime,
-            flights=self._flights, journal=self.journal, clock=self.clock, enabled=self.enabled,
-        )  # fmt: skip
+        tiers = Tiers(store=self._store, local=self._store, guard=None, journal=self.journal, clock=self.clock)
+        return Memoizer(tiers, runtime, self._flights, enabled=self.enabled)

@@ -11,6 +11,7 @@ from aimemo.caches.interface import Cache
 from aimemo.core.guard import Breaker, Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Runtime
+from aimemo.core.tiers import Tiers
 from aimemo.errors import ValidationError
 from aimemo.stores.sqlite import SQLiteStore
 from aimemo.stores.sqlite_file import SQLiteFile
@@ -54,7 +55,5 @@ class SQLiteCache(Cache):
             store, runtime, self._breaker, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
             report=self.journal.error,
         )  # fmt: skip
-        return Memoizer(
-            store=guard, local=None, guard=guard, runtime=runtime,
-            flights=self._flights, journal=self.journal, clock=self.clock, enabled=self.enabled,
-        )  # fmt: skip
+        tiers = Tiers(store=guard, local=None, guard=guard, journal=self.journal, clock=self.clock)
+        return Memoizer(tiers, runtime, self._flights, enabled=self.enabled)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from aimemo.core.call import Call, Found, Pending
 from aimemo.core.canonical import Unkeyable, canonical
 from aimemo.core.keys import key_prefix, make_key, operation_of
-from aimemo.core.memoizer import Call, Found, Memoizer, Pending
+from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import Selector
 from aimemo.core.types import TypeResolver
@@ -71,7 +72,6 @@ class Surface:
         """
         call = self._call(key, ttl)
         await self.memoizer.keep(call, value)
-        await self.memoizer.deliver()
 
     async def delete(self, key: str) -> bool:
         """Remove a key. Whether it was there.
@@ -111,7 +111,6 @@ class Surface:
     async def set_many(self, values: Mapping[str, Any], ttl: Any = None) -> None:
         """Keep all values, or raise as `set` and keep none."""
         await self.memoizer.keep_many([(self._call(key, ttl), value) for key, value in values.items()])
-        await self.memoizer.deliver()
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Remove keys; how many were there. Raises as `delete`."""

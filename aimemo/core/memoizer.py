@@ -10,22 +10,19 @@ import contextlib
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
-from aimemo.core.codec import is_immutable, pack
+from aimemo.core.call import Call, Found, Pending
 from aimemo.core.context import Outcome, current_mode
-from aimemo.core.entry import Entry, PackedEntry
-from aimemo.core.envelope import clean_facts
+from aimemo.core.entry import Entry
 from aimemo.core.events import GATE, Tier
-from aimemo.core.guard import BUDGET, Guard
-from aimemo.core.journal import Journal
-from aimemo.core.policy import Policy, read_facts
-from aimemo.core.ports import Clock, LocalStore, Selector, Store
+from aimemo.core.guard import BUDGET
+from aimemo.core.ports import Selector
 from aimemo.core.runtime import Answer, Failure, Runtime
 from aimemo.core.single_flight import Flight, Flights, Landing
+from aimemo.core.tiers import UNREADABLE, Tiers
 from aimemo.errors import AimemoWarning, CodecError
 
 T = TypeVar("T")
@@ -36,107 +33,47 @@ _LEADING: Final[ContextVar[frozenset[str]]] = ContextVar("aimemo_leading", defau
 MAX_LEADS: Final = 3
 """How often one caller starts a computation that is cancelled under it."""
 
-_UNREADABLE: Final = object()
-
 _REPLACES: Final = -2
 """In place of a count of landings: whatever is stored, it is to be computed anew."""
-
-
-class Call:
-    """One call, as far as its answer depends on it."""
-
-    __slots__ = ("_compute", "key", "policy", "tags")
-
-    def __init__(self, policy: Policy, key: str, compute: Callable[[], Any] = lambda: None) -> None:
-        self.policy = policy
-        self.key = key
-        self.tags: tuple[str, ...] = ()
-        self._compute = compute
-
-    def thunk(self) -> Any:
-        """Call the function; gives a value, or an awaitable of one."""
-        return self._compute()
-
-    def has_same_arguments(self) -> bool:
-        """Whether the arguments still are what the key was made from."""
-        return True
-
-    def aim(self, local: LocalStore, entry: Entry) -> None:
-        """Let the front index find the answer next time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A call that could not be answered at once.
-
-    Attributes:
-        stale: what was found, no longer fresh.
-        landings: how many flights had landed when the tiers that can be read at once were looked into, or
-            None if they were not.
-        has_faulted: the store failed then, so its part in the call is over.
-    """
-
-    started: float
-    stale: Found | None = None
-    landings: int | None = None
-    has_faulted: bool = False
-
-
-@dataclass(slots=True)
-class Found:
-    """A stored answer that is still usable, with its value."""
-
-    entry: Entry
-    tier: Tier
-    value: Any
 
 
 class Memoizer:
     """One cache in one world.
 
     Args:
-        store: all tiers; the slow one behind `guard`.
-        local: the in-process tier of `store`, or None.
-        guard: in front of the slow tier of `store`, or None where there is none.
         enabled: False lets every call through and keeps nothing.
     """
 
-    def __init__(
-        self, *, store: Store, local: LocalStore | None, guard: Guard | None, runtime: Runtime,
-        flights: Flights, journal: Journal, clock: Clock, enabled: bool = True,
-    ) -> None:  # fmt: skip
-        self.store = store
-        self.local = local
-        self.guard = guard
+    def __init__(self, tiers: Tiers, runtime: Runtime, flights: Flights, *, enabled: bool = True) -> None:
+        self.tiers = tiers
         self.runtime = runtime
         self.enabled = enabled
-        self.clock = clock
-        self.journal = journal
+        self.clock = tiers.clock
+        self.journal = tiers.journal
         self._flights = flights
-        self._inline = guard if guard is not None and guard.reads_inline else None
 
     def recall_at_once(self, call: Call) -> Any:
         """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`."""
         started = self.clock()
         if GATE or call.policy.hooks or not self.enabled:
             return Pending(started)  # somebody wants to see or steer this call
-        landings = self._flights.landings
-        inline = self._inline
+        tiers, landings = self.tiers, self._flights.landings
+        inline = tiers.inline
         faults = inline.faults if inline is not None else 0
-        if self.local is None and inline is not None:  # as below, without what an in-process tier asks for
+        if tiers.local is None and inline is not None:  # as below, without what an in-process tier asks for
             entry = inline.find(call.key)
             if entry is not None and entry.fresh_until > started:
-                value = self._unpack(call.policy, entry)
-                if value is not _UNREADABLE:
+                value = tiers.unpack(call.policy, entry)
+                if value is not UNREADABLE:
                     self.journal.count("hit", call.policy.operation, entry, "l2")
                     return value
                 entry = None
-            found = None if entry is None else self.open(call.policy, entry, 0)
+            found = None if entry is None else tiers.open(call.policy, entry, 0)
             return Pending(started, found, landings, inline.faults != faults)
-        found = self._find(call)
+        found = tiers.find(call)
         if found is None or found.entry.fresh_until <= started:
             return Pending(started, found, landings, inline is not None and inline.faults != faults)
-        self._aim(call, found.entry)
+        tiers.aim(call, found.entry)
         self.journal.count("hit", call.policy.operation, found.entry, found.tier)
         return found.value
 
@@ -168,54 +105,43 @@ class Memoizer:
         """What is stored and fresh, without calling or counting anything."""
         if not self.enabled:
             return None
-        found = await self._within_budget(self._find_fresh(call))
+        found = await self._within_budget(self.tiers.find_fresh(call))
         await self.deliver()
         return found
 
-    async def keep(self, call: Call, value: Any, *, seconds: float = 0.0, ticket: Any = None) -> bool:
-        """Store a value. Whether it was stored.
+    async def look_many(self, calls: Sequence[Call]) -> dict[str, Found]:
+        """As `look`, of many calls, by key."""
+        if not self.enabled:
+            return {}
+        found = await self._within_budget(self.tiers.find_many(calls))
+        await self.deliver()
+        return found
+
+    async def keep(self, call: Call, value: Any) -> None:
+        """Store a value.
 
         Raises:
             CodecError: for a value that cannot be packed.
         """
-        entry = self._pack(call, value, seconds)
-        if not self.enabled:
-            return False
-        return await self._then_detach(self._store(call, entry, value, ticket), Selector("key", call.key))
-
-    async def look_many(self, calls: Sequence[Call]) -> dict[str, Found]:
-        """What is stored and fresh of many calls, in one question to the slow tier."""
-        found: dict[str, Found] = {}
-        if not self.enabled:
-            return found
-        now = self.clock()
-        for call in calls:
-            entry = self.local.find(call.key) if self.local is not None else None
-            if entry is not None and entry.fresh_until > now:
-                found[call.key] = Found(entry, "l1", entry.value)
-        rest = {call.key: call for call in calls if call.key not in found}
-        if rest and self.guard is not None:
-            epoch = self.local.epoch if self.local is not None else 0
-            for key, answer in (await self.store.get_many(list(rest))).items():
-                read = self.open(rest[key].policy, answer, epoch)
-                if read is not None and read.entry.fresh_until > now:
-                    found[key] = read
+        entry = self.tiers.pack(call, value, 0.0)
+        if self.enabled:
+            await self._then_detach(self.tiers.keep(call, entry, value), Selector("key", call.key))
         await self.deliver()
-        return found
 
     async def keep_many(self, calls: Sequence[tuple[Call, Any]]) -> None:
         """Store values, or raise as `keep` and store none."""
-        entries = {call.key: (self._pack(call, value, 0.0), value) for call, value in calls}
-        if not self.enabled:
-            return
-        if await self.store.set_many({key: entry for key, (entry, _) in entries.items()}) is not None:
-            for entry, value in entries.values():
+        entries = {call.key: (self.tiers.pack(call, value, 0.0), value) for call, value in calls}
+        if self.enabled:
+            kept = await self.tiers.store.set_many({key: entry for key, (entry, _) in entries.items()})
+            for entry, value in entries.values() if kept is not None else ():
+                self._flights.detach(Selector("key", entry.key))
                 self.journal.kept(entry, value)
+        await self.deliver()
 
     async def connect(self) -> bool:
         """Whether the store can be used now."""
         try:
-            await self.store.connect()
+            await self.tiers.store.connect()
         except Exception as error:
             self.journal.error("connect", "", error)
             return False
@@ -227,14 +153,14 @@ class Memoizer:
         Raises:
             InfrastructureError: if the store did not acknowledge it.
         """
-        existed = await self._then_detach(self.store.delete(key), Selector("key", key))
+        existed = await self._then_detach(self.tiers.store.delete(key), Selector("key", key))
         self.journal.deleted(key, existed)
         await self.deliver()
         return existed
 
     async def sweep(self, selector: Selector) -> int:
         """Remove all that match; as `delete`."""
-        count = await self._then_detach(self.store.sweep(selector), selector)
+        count = await self._then_detach(self.tiers.store.sweep(selector), selector)
         operation = selector.name if selector.kind == "operation" else ""
         self.journal.invalidated(selector.kind, operation, count)
         await self.deliver()
@@ -252,79 +178,24 @@ class Memoizer:
             self._flights.detach(selector)
 
     async def _within_budget(self, body: Coroutine[Any, Any, T], *, is_spent: bool = False) -> T:
-        if self.guard is None:
+        if self.tiers.guard is None:
             return await body
-        token = self.guard.start_call(is_spent=is_spent)
+        token = self.tiers.guard.start_call(is_spent=is_spent)
         try:
             return await body
         finally:
             with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
                 BUDGET.reset(token)
 
-    # Looking
-
-    def _find(self, call: Call) -> Found | None:
-        """What the tiers have that are read without waiting; fresh, else stale."""
-        if self.local is None:
-            entry = self._inline.find(call.key) if self._inline is not None else None
-            return None if entry is None else self.open(call.policy, entry, 0)
-        found: Found | None = None
-        entry = self.local.find(call.key)
-        if entry is not None:
-            found = Found(entry, "l1", entry.value)
-            if entry.fresh_until > self.clock():
-                return found
-        if self._inline is not None:
-            epoch = self.local.epoch
-            entry = self._inline.find(call.key)
-            if entry is not None:
-                return self.open(call.policy, entry, epoch) or found
-        return found
-
-    async def _look(self, call: Call) -> Found | None:
-        """What any tier has; fresh, else stale."""
-        found = self._find(call)
-        if self.guard is None or self.guard.reads_inline or (found and found.entry.fresh_until > self.clock()):
-            return found
-        epoch = self.local.epoch if self.local is not None else 0
-        entry = await self.store.get(call.key)
-        return found if entry is None else self.open(call.policy, entry, epoch) or found
-
-    async def _find_fresh(self, call: Call) -> Found | None:
-        found = await self._look(call)
-        return found if found is not None and found.entry.fresh_until > self.clock() else None
-
-    def open(self, policy: Policy, entry: Any, epoch: int) -> Found | None:
-        """An entry read from the slow tier, with its value; None if that cannot be restored."""
-        assert isinstance(entry, PackedEntry)
-        entry.operation = policy.operation
-        entry.unpack = policy.unpack
-        value = self._unpack(policy, entry)
-        if value is _UNREADABLE:
-            return None
-        if self.local is not None:
-            local_entry = Entry.holding(value, entry) if is_immutable(value) else entry
-            self.local.fill(local_entry, epoch)
-            return Found(local_entry, "l2", value)
-        return Found(entry, "l2", value)
-
-    def _unpack(self, policy: Policy, entry: Entry) -> Any:
-        assert entry.payload is not None
-        try:
-            return policy.unpack(entry.payload)
-        except CodecError as error:
-            self.journal.error("decode", entry.key, error)
-            return _UNREADABLE
-
     # Answering
 
     async def _recall(self, call: Call, pending: Pending) -> Any:
         started, stale, landings = pending.started, pending.stale, pending.landings
-        if landings is None or not (self.guard is None or self.guard.reads_inline):
+        if landings is None or not (self.tiers.guard is None or self.tiers.guard.reads_inline):
             landings = self._flights.landings
-            stale = await self._look(call)
+            stale = await self.tiers.look(call)
             if stale is not None and stale.entry.fresh_until > self.clock():
-                self._aim(call, stale.entry)
+                self.tiers.aim(call, stale.entry)
                 return await self._conclude(call, "hit", Answer(stale.value), started, stale.entry, stale.tier)
         if stale is not None and call.policy.serves_stale(stale.entry, self.clock()):
             if not self._flights.is_busy(self.runtime, call.key):
@@ -399,11 +270,11 @@ class Memoizer:
 
     async def _lead(self, flight: Flight, call: Call, stale: Found | None, landings: int) -> Landing:
         if landings not in (_REPLACES, self._flights.landings):  # a flight has landed since the caller looked
-            found = await self._find_fresh(call)
+            found = await self.tiers.find_fresh(call)
             if found is not None:
-                self._aim(call, found.entry)
+                self.tiers.aim(call, found.entry)
                 return Landing(Answer(found.value), "hit", found.entry, found.tier)
-        ticket = await self.store.ticket(call.key, call.policy.operation, call.tags)
+        ticket = await self.tiers.store.ticket(call.key, call.policy.operation, call.tags)
         started = self.clock()
         token = BUDGET.set(None)  # what the function asks of caches is not this call's
         try:
@@ -421,7 +292,7 @@ class Memoizer:
 
     async def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
         if stale is not None and call.policy.covers_error(stale.entry, self.clock()):
-            still = await self._look(call)  # it may have been invalidated meanwhile
+            still = await self.tiers.look(call)  # it may have been invalidated meanwhile
             if still is not None:
                 return Landing(Answer(still.value), "stale", still.entry, still.tier, error=failure.error)
         return Landing(failure, error=failure.error)
@@ -429,17 +300,17 @@ class Memoizer:
     async def _land_answer(self, flight: Flight, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
         operation = call.policy.operation
         try:
-            entry = self._pack(call, answer.value, seconds)
+            entry = self.tiers.pack(call, answer.value, seconds)
         except CodecError as error:
             self.journal.not_kept(call.key, operation, "not_storable", error)
             self._warn(f"an answer of {operation} was not kept: {error}")
             return Landing(answer, spare=_spare(answer))
         if flight.is_detached:
             self.journal.not_kept(call.key, operation, "invalidated")
-        elif not self._may_keep(call, answer.value):
+        elif not self.tiers.may_keep(call, answer.value):
             self.journal.not_kept(call.key, operation, "store_if")
         else:
-            await self._store(call, entry, answer.value, ticket)
+            await self.tiers.keep(call, entry, answer.value, ticket)
         return Landing(answer, entry=entry)
 
     def _warn(self, text: str) -> None:
@@ -447,47 +318,6 @@ class Memoizer:
             warnings.warn(text, AimemoWarning, stacklevel=2)
         except AimemoWarning:
             pass  # warnings were made errors: the answer goes out all the same
-
-    # Keeping
-
-    def _pack(self, call: Call, value: Any, seconds: float) -> Entry:
-        payload = pack(value, call.policy.types)
-        now = self.clock()
-        fresh_until, usable_until = call.policy.lifetimes(now)
-        entry = PackedEntry(
-            call.key, payload, created=now, fresh_until=fresh_until, usable_until=usable_until,
-            operation=call.policy.operation, tags=call.tags, seconds=seconds, facts=self._facts(call, value),
-        )  # fmt: skip
-        entry.unpack = call.policy.unpack
-        return Entry.holding(value, entry) if is_immutable(value) else entry
-
-    def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
-        try:
-            return clean_facts((call.policy.facts or read_facts)(value) or {})
-        except Exception as error:
-            self.journal.error("facts", call.key, error)
-            return {}
-
-    def _may_keep(self, call: Call, value: Any) -> bool:
-        try:
-            return call.policy.store_if is None or bool(call.policy.store_if(value))
-        except Exception as error:
-            self.journal.error("store_if", call.key, error)
-            return False
-
-    async def _store(self, call: Call, entry: Entry, value: Any, ticket: Any) -> bool:
-        kept = await self.store.set(call.key, entry, ticket)
-        if kept:
-            self._aim(call, entry)
-            self.journal.kept(entry, value, call.policy.hooks)
-            return True
-        reason: Literal["invalidated", "store"] = "invalidated" if kept is False else "store"
-        self.journal.not_kept(call.key, call.policy.operation, reason)
-        return False
-
-    def _aim(self, call: Call, entry: Entry) -> None:
-        if self.local is not None:
-            call.aim(self.local, entry)
 
 
 def _copy(landing: Landing) -> Answer | Failure | None:

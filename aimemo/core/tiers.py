@@ -1,0 +1,158 @@
+"""The tiers of one cache in one world: looking for answers, and keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+from aimemo.core.call import Call, Found
+from aimemo.core.codec import is_immutable, pack
+from aimemo.core.entry import Entry, PackedEntry
+from aimemo.core.envelope import clean_facts
+from aimemo.core.guard import Guard
+from aimemo.core.journal import Journal
+from aimemo.core.policy import Policy, read_facts
+from aimemo.core.ports import Clock, LocalStore, Store
+from aimemo.errors import CodecError
+
+UNREADABLE: Final = object()
+"""In place of a value: what is stored cannot be restored here."""
+
+
+class Tiers:
+    """What is stored, from the nearest tier to the farthest.
+
+    Args:
+        store: all tiers; the slow one behind `guard`.
+        local: the in-process tier of `store`, or None.
+        guard: in front of the slow tier of `store`, or None where there is none.
+    """
+
+    def __init__(
+        self, *, store: Store, local: LocalStore | None, guard: Guard | None, journal: Journal, clock: Clock
+    ) -> None:
+        self.store = store
+        self.local = local
+        self.guard = guard
+        self.inline = guard if guard is not None and guard.reads_inline else None
+        self.journal = journal
+        self.clock = clock
+
+    def find(self, call: Call) -> Found | None:
+        """What the tiers have that are read without waiting; fresh, else stale."""
+        if self.local is None:
+            entry = self.inline.find(call.key) if self.inline is not None else None
+            return None if entry is None else self.open(call.policy, entry, 0)
+        found: Found | None = None
+        entry = self.local.find(call.key)
+        if entry is not None:
+            found = Found(entry, "l1", entry.value)
+            if entry.fresh_until > self.clock():
+                return found
+        if self.inline is not None:
+            epoch = self.local.epoch
+            entry = self.inline.find(call.key)
+            if entry is not None:
+                return self.open(call.policy, entry, epoch) or found
+        return found
+
+    async def look(self, call: Call) -> Found | None:
+        """What any tier has; fresh, else stale."""
+        found = self.find(call)
+        if self.guard is None or self.guard.reads_inline or (found and found.entry.fresh_until > self.clock()):
+            return found
+        epoch = self.local.epoch if self.local is not None else 0
+        entry = await self.store.get(call.key)
+        return found if entry is None else self.open(call.policy, entry, epoch) or found
+
+    async def find_fresh(self, call: Call) -> Found | None:
+        """What any tier has fresh."""
+        found = await self.look(call)
+        return found if found is not None and found.entry.fresh_until > self.clock() else None
+
+    async def find_many(self, calls: Sequence[Call]) -> dict[str, Found]:
+        """What is fresh of many calls, by key, in one question to the slow tier."""
+        found: dict[str, Found] = {}
+        now = self.clock()
+        for call in calls:
+            entry = self.local.find(call.key) if self.local is not None else None
+            if entry is not None and entry.fresh_until > now:
+                found[call.key] = Found(entry, "l1", entry.value)
+        rest = {call.key: call for call in calls if call.key not in found}
+        if rest and self.guard is not None:
+            epoch = self.local.epoch if self.local is not None else 0
+            for key, answer in (await self.store.get_many(list(rest))).items():
+                read = self.open(rest[key].policy, answer, epoch)
+                if read is not None and read.entry.fresh_until > now:
+                    found[key] = read
+        return found
+
+    def open(self, policy: Policy, entry: Any, epoch: int) -> Found | None:
+        """An entry read from the slow tier, with its value; None if that cannot be restored."""
+        assert isinstance(entry, PackedEntry)
+        entry.operation = policy.operation
+        entry.unpack = policy.unpack
+        value = self.unpack(policy, entry)
+        if value is UNREADABLE:
+            return None
+        if self.local is not None:
+            local_entry = Entry.holding(value, entry) if is_immutable(value) else entry
+            self.local.fill(local_entry, epoch)
+            return Found(local_entry, "l2", value)
+        return Found(entry, "l2", value)
+
+    def unpack(self, policy: Policy, entry: Entry) -> Any:
+        """The value of an entry read from the slow tier, or `UNREADABLE`."""
+        assert entry.payload is not None
+        try:
+            return policy.unpack(entry.payload)
+        except CodecError as error:
+            self.journal.error("decode", entry.key, error)
+            return UNREADABLE
+
+    def pack(self, call: Call, value: Any, seconds: float) -> Entry:
+        """An entry for a value that took so long to compute.
+
+        Raises:
+            CodecError: for a value that cannot be packed.
+        """
+        payload = pack(value, call.policy.types)
+        now = self.clock()
+        fresh_until, usable_until = call.policy.lifetimes(now)
+        entry = PackedEntry(
+            call.key, payload, created=now, fresh_until=fresh_until, usable_until=usable_until,
+            operation=call.policy.operation, tags=call.tags, seconds=seconds, facts=self._facts(call, value),
+        )  # fmt: skip
+        entry.unpack = call.policy.unpack
+        return Entry.holding(value, entry) if is_immutable(value) else entry
+
+    def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
+        try:
+            return clean_facts((call.policy.facts or read_facts)(value) or {})
+        except Exception as error:
+            self.journal.error("facts", call.key, error)
+            return {}
+
+    def may_keep(self, call: Call, value: Any) -> bool:
+        """Whether the function's `store_if` lets a value be kept; one that fails does not."""
+        try:
+            return call.policy.store_if is None or bool(call.policy.store_if(value))
+        except Exception as error:
+            self.journal.error("store_if", call.key, error)
+            return False
+
+    async def keep(self, call: Call, entry: Entry, value: Any, ticket: Any = None) -> bool:
+        """Store an entry. Whether it was stored."""
+        kept = await self.store.set(call.key, entry, ticket)
+        if kept:
+            self.aim(call, entry)
+            self.journal.kept(entry, value, call.policy.hooks)
+            return True
+        reason: Literal["invalidated", "store"] = "invalidated" if kept is False else "store"
+        self.journal.not_kept(call.key, call.policy.operation, reason)
+        return False
+
+    def aim(self, call: Call, entry: Entry) -> None:
+        """Let the front find an entry of the in-process tier."""
+        if self.local is not None:
+            call.aim(self.local, entry)
