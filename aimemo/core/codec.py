@@ -1,7 +1,6 @@
 """Values to bytes and back: msgpack, with extension types from a fixed list.
 
-A user's own dict can never look like a type tag, because tags are msgpack extension types. Objects are
-stored as their state and restored from it, without their constructors, validators or any import.
+A user's own dict can never look like a type tag, because tags are msgpack extension types.
 """
 
 from __future__ import annotations
@@ -11,14 +10,26 @@ import datetime
 import decimal
 import enum
 import functools
-import sys
 import uuid
-import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgpack
 
+from aimemo.core.objects import (
+    ABSENT,
+    dataclass_state,
+    enum_state,
+    is_numpy,
+    namedtuple_state,
+    ndarray_state,
+    pydantic_state,
+    restore_dataclass,
+    restore_enum,
+    restore_namedtuple,
+    restore_ndarray,
+    restore_pydantic,
+)  # fmt: skip
 from aimemo.core.types import TypeResolver, is_namedtuple, is_pydantic
 from aimemo.errors import CodecError
 
@@ -33,15 +44,17 @@ _IMMUTABLE: Final = frozenset(
     {str, bytes, int, float, bool, type(None), complex, decimal.Decimal, uuid.UUID}
     | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
 )
-_CONTENTS: Final = (list, dict, set, frozenset, tuple, str, bytes, int, float, complex, BaseException)
 _NATIVE: Final = frozenset({str, bytes, int, float, bool, type(None)})
 
 
-class _Absent:
-    """Stands for a declared field that an object does not have."""
+_Class = tuple[int, Callable[[type], bool], Callable[[Any], list[Any]], Callable[..., Any]]
 
-
-_ABSENT: Final = _Absent()
+_CLASSES: Final[list[_Class]] = [
+    (_ENUM, lambda cls: issubclass(cls, enum.Enum), enum_state, restore_enum),
+    (_DATACLASS, dataclasses.is_dataclass, dataclass_state, restore_dataclass),
+    (_NAMEDTUPLE, is_namedtuple, namedtuple_state, restore_namedtuple),
+    (_PYDANTIC, is_pydantic, pydantic_state, restore_pydantic),
+]
 
 
 def is_immutable(value: object) -> bool:
@@ -85,7 +98,7 @@ def unpacker(types: TypeResolver) -> Callable[[bytes], Any]:
     def value_in(data: bytes) -> Any:
         try:
             value = unpack(data)
-            if value is _ABSENT or type(value) is msgpack.Timestamp:
+            if value is ABSENT or type(value) is msgpack.Timestamp:
                 raise CodecError("stored bytes hold something that was never a value")
             return value
         except CodecError:
@@ -127,9 +140,9 @@ class _Packing:
         for code, recognises, state, _ in _CLASSES:
             if recognises(cls):
                 return code, [self.types.name(cls), *state(value)]
-        if _is_numpy(cls):
-            return _NDARRAY, _ndarray_state(value)
-        if value is _ABSENT:
+        if is_numpy(cls):
+            return _NDARRAY, ndarray_state(value)
+        if value is ABSENT:
             return _ABSENT_FIELD, None
         raise CodecError(
             f"a {cls.__module__}.{cls.__qualname__} cannot be stored; return plain data, a dataclass, "
@@ -233,142 +246,6 @@ _RESTORE: Final[dict[int, Callable[[Any], Any]]] = {
     _TIMEDELTA: lambda state: datetime.timedelta(*state),
     _DECIMAL: decimal.Decimal,
     _UUID: lambda data: uuid.UUID(bytes=data),
-    _NDARRAY: lambda state: _ndarray(*state),
-    _ABSENT_FIELD: lambda state: _ABSENT,
+    _NDARRAY: lambda state: restore_ndarray(*state),
+    _ABSENT_FIELD: lambda state: ABSENT,
 }
-
-
-def _signature(fields: Mapping[str, Any]) -> int:
-    """A class whose fields have changed since a value was stored must not be given that value."""
-    return zlib.crc32("\n".join(f"{name}: {hint}" for name, hint in fields.items()).encode())
-
-
-def _check_signature(cls: type, signature: int, fields: Mapping[str, Any]) -> None:
-    if signature != _signature(fields):
-        raise CodecError(f"the fields of {cls.__qualname__} have changed")
-
-
-def _besides(value: Any, fields: Iterable[str]) -> dict[str, Any] | None:
-    """What an object holds besides its fields; what it has merely cached is worked out again."""
-    others = getattr(value, "__dict__", {}).keys() - set(fields)
-    cached = (name for name in others if isinstance(getattr(type(value), name, None), functools.cached_property))
-    return {name: value.__dict__[name] for name in others.difference(cached)} or None
-
-
-def _enum_state(value: enum.Enum) -> list[Any]:
-    return [value._name_, value._value_]
-
-
-def _enum(cls: type[enum.Enum], name: str | None, value: Any) -> enum.Enum:
-    member = cls.__members__.get(name or "")
-    if member is None and issubclass(cls, enum.Flag):
-        member = cls(value)  # a combination of members
-    if member is None or not (member._value_ == value or value != value):
-        raise CodecError(f"the members of {cls.__qualname__} have changed")
-    return member
-
-
-def _dataclass_fields(cls: Any) -> dict[str, Any]:
-    return {field.name: field.type for field in dataclasses.fields(cls)}
-
-
-def _dataclass_state(value: Any) -> list[Any]:
-    if isinstance(value, _CONTENTS):
-        raise CodecError(f"a dataclass derived from a builtin type cannot be stored: {type(value).__qualname__}")
-    fields = _dataclass_fields(value)
-    return [_signature(fields), [getattr(value, name, _ABSENT) for name in fields], _besides(value, fields)]
-
-
-def _dataclass(cls: Any, signature: int, values: list[Any], others: dict[str, Any] | None) -> Any:
-    fields = _dataclass_fields(cls)
-    _check_signature(cls, signature, fields)
-    restored = object.__new__(cls)
-    for name, value in (*zip(fields, values, strict=True), *(others or {}).items()):
-        if value is not _ABSENT:
-            object.__setattr__(restored, name, value)
-    return restored
-
-
-def _namedtuple_fields(cls: Any) -> dict[str, Any]:
-    hints = getattr(cls, "__annotations__", {})
-    return {name: hints.get(name) for name in cls._fields}
-
-
-def _namedtuple_state(value: Any) -> list[Any]:
-    if _besides(value, ()):
-        raise CodecError(
-            f"a NamedTuple with attributes besides its fields cannot be stored: {type(value).__qualname__}"
-        )
-    return [_signature(_namedtuple_fields(type(value))), list(tuple.__iter__(value))]
-
-
-def _namedtuple(cls: Any, signature: int, values: list[Any]) -> Any:
-    fields = _namedtuple_fields(cls)
-    _check_signature(cls, signature, fields)
-    if len(values) != len(fields):
-        raise CodecError(f"the fields of {cls.__qualname__} have changed")
-    return tuple.__new__(cls, values)
-
-
-def _pydantic_fields(cls: Any) -> dict[str, Any]:
-    return {name: field.annotation for name, field in cls.__pydantic_fields__.items()}
-
-
-def _pydantic_state(value: Any) -> list[Any]:
-    fields = _pydantic_fields(type(value))
-    return [
-        _signature(fields),
-        [value.__dict__.get(name, _ABSENT) for name in fields],
-        _besides(value, fields),
-        sorted(value.__pydantic_fields_set__),
-        value.__pydantic_extra__,
-        value.__pydantic_private__,
-    ]
-
-
-def _pydantic(
-    cls: Any, signature: int, values: list[Any], others: Any, fields_set: list[str], extra: Any, private: Any
-) -> Any:
-    fields = _pydantic_fields(cls)
-    _check_signature(cls, signature, fields)
-    state = {name: item for name, item in zip(fields, values, strict=True) if item is not _ABSENT}
-    restored = object.__new__(cls)
-    put = object.__setattr__
-    put(restored, "__dict__", {**state, **(others or {})})
-    put(restored, "__pydantic_fields_set__", set(fields_set))
-    put(restored, "__pydantic_extra__", extra)
-    put(restored, "__pydantic_private__", private)
-    return restored
-
-
-_Class = tuple[int, Callable[[type], bool], Callable[[Any], list[Any]], Callable[..., Any]]
-
-_CLASSES: Final[list[_Class]] = [
-    (_ENUM, lambda cls: issubclass(cls, enum.Enum), _enum_state, _enum),
-    (_DATACLASS, dataclasses.is_dataclass, _dataclass_state, _dataclass),
-    (_NAMEDTUPLE, is_namedtuple, _namedtuple_state, _namedtuple),
-    (_PYDANTIC, is_pydantic, _pydantic_state, _pydantic),
-]
-
-
-def _is_numpy(cls: type) -> bool:
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and (cls is numpy.ndarray or issubclass(cls, numpy.generic))
-
-
-def _ndarray_state(value: Any) -> list[Any]:
-    if value.dtype.hasobject or value.dtype.kind == "V":
-        raise CodecError("a numpy array of objects or records cannot be stored; return plain arrays")
-    is_scalar = not isinstance(value, sys.modules["numpy"].ndarray)
-    return [value.dtype.str, list(value.shape), value.tobytes(), is_scalar]
-
-
-def _ndarray(dtype: str, shape: list[int], data: bytes, is_scalar: bool) -> Any:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        raise CodecError("numpy is not loaded in this process")
-    kind = numpy.dtype(dtype)
-    if kind.hasobject or kind.kind == "V":
-        raise CodecError("a numpy array of objects or records cannot be restored")
-    array = numpy.frombuffer(data, kind).reshape(shape).copy() if kind.itemsize else numpy.zeros(shape, kind)
-    return array[()] if is_scalar else array

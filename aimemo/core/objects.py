@@ -1,0 +1,148 @@
+"""Objects as plain state, and back: without their constructors, their validators or any import."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from aimemo.errors import CodecError
+
+_CONTENTS: Final = (list, dict, set, frozenset, tuple, str, bytes, int, float, complex, BaseException)
+
+
+class _Absent:
+    """Stands for a declared field that an object does not have."""
+
+
+ABSENT: Final = _Absent()
+
+
+def _signature(fields: Mapping[str, Any]) -> int:
+    """A class whose fields have changed since a value was stored must not be given that value."""
+    return zlib.crc32("\n".join(f"{name}: {hint}" for name, hint in fields.items()).encode())
+
+
+def _check_signature(cls: type, signature: int, fields: Mapping[str, Any]) -> None:
+    if signature != _signature(fields):
+        raise CodecError(f"the fields of {cls.__qualname__} have changed")
+
+
+def _besides(value: Any, fields: Iterable[str]) -> dict[str, Any] | None:
+    """What an object holds besides its fields; what it has merely cached is worked out again."""
+    others = getattr(value, "__dict__", {}).keys() - set(fields)
+    cached = (name for name in others if isinstance(getattr(type(value), name, None), functools.cached_property))
+    return {name: value.__dict__[name] for name in others.difference(cached)} or None
+
+
+def enum_state(value: enum.Enum) -> list[Any]:
+    return [value._name_, value._value_]
+
+
+def restore_enum(cls: type[enum.Enum], name: str | None, value: Any) -> enum.Enum:
+    member = cls.__members__.get(name or "")
+    if member is None and issubclass(cls, enum.Flag):
+        member = cls(value)  # a combination of members
+    if member is None or not (member._value_ == value or value != value):
+        raise CodecError(f"the members of {cls.__qualname__} have changed")
+    return member
+
+
+def _dataclass_fields(cls: Any) -> dict[str, Any]:
+    return {field.name: field.type for field in dataclasses.fields(cls)}
+
+
+def dataclass_state(value: Any) -> list[Any]:
+    if isinstance(value, _CONTENTS):
+        raise CodecError(f"a dataclass derived from a builtin type cannot be stored: {type(value).__qualname__}")
+    fields = _dataclass_fields(value)
+    return [_signature(fields), [getattr(value, name, ABSENT) for name in fields], _besides(value, fields)]
+
+
+def restore_dataclass(cls: Any, signature: int, values: list[Any], others: dict[str, Any] | None) -> Any:
+    fields = _dataclass_fields(cls)
+    _check_signature(cls, signature, fields)
+    restored = object.__new__(cls)
+    for name, value in (*zip(fields, values, strict=True), *(others or {}).items()):
+        if value is not ABSENT:
+            object.__setattr__(restored, name, value)
+    return restored
+
+
+def _namedtuple_fields(cls: Any) -> dict[str, Any]:
+    hints = getattr(cls, "__annotations__", {})
+    return {name: hints.get(name) for name in cls._fields}
+
+
+def namedtuple_state(value: Any) -> list[Any]:
+    if _besides(value, ()):
+        raise CodecError(
+            f"a NamedTuple with attributes besides its fields cannot be stored: {type(value).__qualname__}"
+        )
+    return [_signature(_namedtuple_fields(type(value))), list(tuple.__iter__(value))]
+
+
+def restore_namedtuple(cls: Any, signature: int, values: list[Any]) -> Any:
+    fields = _namedtuple_fields(cls)
+    _check_signature(cls, signature, fields)
+    if len(values) != len(fields):
+        raise CodecError(f"the fields of {cls.__qualname__} have changed")
+    return tuple.__new__(cls, values)
+
+
+def _pydantic_fields(cls: Any) -> dict[str, Any]:
+    return {name: field.annotation for name, field in cls.__pydantic_fields__.items()}
+
+
+def pydantic_state(value: Any) -> list[Any]:
+    fields = _pydantic_fields(type(value))
+    return [
+        _signature(fields),
+        [value.__dict__.get(name, ABSENT) for name in fields],
+        _besides(value, fields),
+        sorted(value.__pydantic_fields_set__),
+        value.__pydantic_extra__,
+        value.__pydantic_private__,
+    ]
+
+
+def restore_pydantic(
+    cls: Any, signature: int, values: list[Any], others: Any, fields_set: list[str], extra: Any, private: Any
+) -> Any:
+    fields = _pydantic_fields(cls)
+    _check_signature(cls, signature, fields)
+    state = {name: item for name, item in zip(fields, values, strict=True) if item is not ABSENT}
+    restored = object.__new__(cls)
+    put = object.__setattr__
+    put(restored, "__dict__", {**state, **(others or {})})
+    put(restored, "__pydantic_fields_set__", set(fields_set))
+    put(restored, "__pydantic_extra__", extra)
+    put(restored, "__pydantic_private__", private)
+    return restored
+
+
+def is_numpy(cls: type) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and (cls is numpy.ndarray or issubclass(cls, numpy.generic))
+
+
+def ndarray_state(value: Any) -> list[Any]:
+    if value.dtype.hasobject or value.dtype.kind == "V":
+        raise CodecError("a numpy array of objects or records cannot be stored; return plain arrays")
+    is_scalar = not isinstance(value, sys.modules["numpy"].ndarray)
+    return [value.dtype.str, list(value.shape), value.tobytes(), is_scalar]
+
+
+def restore_ndarray(dtype: str, shape: list[int], data: bytes, is_scalar: bool) -> Any:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        raise CodecError("numpy is not loaded in this process")
+    kind = numpy.dtype(dtype)
+    if kind.hasobject or kind.kind == "V":
+        raise CodecError("a numpy array of objects or records cannot be restored")
+    array = numpy.frombuffer(data, kind).reshape(shape).copy() if kind.itemsize else numpy.zeros(shape, kind)
+    return array[()] if is_scalar else array
