@@ -33,15 +33,11 @@ class Compiled:
     Attributes:
         wrapper: has the signature itself; calls `slow(values, seen)` for what the front's `seen` does not answer.
         bind: has the signature too; gives the values in the order of the parameters.
-        apply: `apply(function, values)` calls a function as the signature says.
-        names: of the parameters; `*args` and `**kwargs` keep their stars.
         scope: the namespace of the wrapper, in which the front and the clock can be exchanged.
     """
 
     wrapper: Callable[..., Any]
     bind: Callable[..., tuple[Any, ...]]
-    apply: Callable[[Callable[..., Any], Sequence[Any]], Any]
-    names: tuple[str, ...]
     scope: dict[str, Any]
 
 
@@ -61,7 +57,6 @@ def compile_wrapper(
     names = [parameter.name for parameter in parameters]
     values = _tuple(names)
     source = f"def bind({_declare(parameters)}): return {values}\n"
-    source += f"def apply({_P}f, {_P}v): return {_P}f({_pass_on(parameters)})\n"
     source += f"{'async ' if is_async else ''}def wrapper({_declare(parameters)}):\n"
     leave = f"return {'await ' if is_async else ''}{_P}slow({values}, {_P}entry)"
     if indexed is None:
@@ -83,8 +78,16 @@ def compile_wrapper(
     exec(compile(f"{source}    {leave}\n", "<aimemo wrapper>", "exec"), scope)
     for function in (scope["bind"], scope["wrapper"]):
         _give_defaults(function, parameters)
-    starred = tuple(_STARS.get(parameter.kind, "") + parameter.name for parameter in parameters)
-    return Compiled(scope.pop("wrapper"), scope.pop("bind"), scope.pop("apply"), starred, scope)
+    return Compiled(scope.pop("wrapper"), scope.pop("bind"), scope)
+
+
+def compile_apply(signature: inspect.Signature) -> Callable[[Callable[..., Any], Sequence[Any]], Any]:
+    """Compile `apply(function, values)`, which calls a function as the signature says."""
+    scope: dict[str, Any] = {}
+    arguments = _pass_on(list(signature.parameters.values()))
+    exec(compile(f"def apply({_P}f, {_P}v): return {_P}f({arguments})", "<aimemo apply>", "exec"), scope)
+    apply: Callable[[Callable[..., Any], Sequence[Any]], Any] = scope["apply"]
+    return apply
 
 
 def exchange_front(scope: dict[str, Any], front: dict[Any, Any], now: Callable[[], float]) -> None:

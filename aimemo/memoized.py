@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import inspect
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,23 +15,20 @@ from aimemo.cached import MISSING
 from aimemo.caches.interface import Cache
 from aimemo.compiled import compile_wrapper, exchange_front
 from aimemo.core.call import Call, Pending
-from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
-from aimemo.core.codec import is_immutable
 from aimemo.core.context import current_mode, current_recorders
 from aimemo.core.entry import RETIRED, Address, Entry
 from aimemo.core.events import GATE
-from aimemo.core.keys import key_prefix, make_key
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import LocalStore, Selector
 from aimemo.core.runtime import Failure, drive
 from aimemo.core.stats import CacheStats
 from aimemo.core.types import expected_types
-from aimemo.errors import AimemoWarning, UnkeyableArgumentError, ValidationError
-from aimemo.options import Options, bound_values, checked_tags, innermost, origin_of, version_of
+from aimemo.errors import AimemoWarning, UnkeyableArgumentError
+from aimemo.identity import Identity
+from aimemo.options import Options, checked_tags, innermost, origin_of
 from aimemo.setup.config import cache_from_url, current_cache, get_cache, on_configure
 
-_SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 _MAX_ADDRESS: Final = 1 << 20
 _MAX_KNOWN: Final = 1024
 _MAX_KNOWN_ADDRESS: Final = 8192
@@ -91,24 +87,24 @@ class _FunctionCall(Call):
         self.tenant = tenant
 
     def thunk(self) -> Any:
-        return self.memo.compiled.apply(self.memo.function, self.values)
+        return self.memo.identity.apply(self.memo.function, self.values)
 
     def has_same_arguments(self) -> bool:
-        if self.memo.are_fixed(self.values):
+        if self.memo.identity.are_fixed(self.values):
             return True
         try:
-            return self.memo.key(self.binding, self.values, self.tenant) == self.key
+            return self.memo.identity.key(self.values, self.tenant, self.binding.threshold) == self.key
         except Exception:  # they can no longer be keyed at all
             return False
 
     def aim(self, local: LocalStore, entry: Entry) -> None:
-        address = self.memo.address(self.values, self.tenant, _MAX_ADDRESS)
+        address = self.memo.identity.address(self.values, self.tenant, _MAX_ADDRESS)
         if address is not None:
             local.aim(entry, self.binding.front, address)
 
 
 class Memoized:
-    """A function made ready: its signature compiled, and everything of its identity that never changes."""
+    """A function made ready: its identity worked out, its signature compiled, bound to the cache in force."""
 
     def __init__(self, function: Callable[..., Any], options: Options, names: Mapping[str, Any]) -> None:
         self.function = function
@@ -116,24 +112,12 @@ class Memoized:
         self.is_async = inspect.iscoroutinefunction(function)
         signature = inspect.signature(function)
         self._parameters = tuple(signature.parameters)
-        bound = bound_values(function)
-        self._check_names("ignore", [name for name in options.ignore if name not in bound])
-        self._check_names("text", (options.text,) if options.text is not None else ())
-        self._bound = {name: value for name, value in bound.items() if name not in options.ignore}
-        is_fixed = all(map(is_immutable, self._bound.values()))
-        has_stars = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature.parameters.values())
-        has_front = is_fixed and not (has_stars or options.key or options.skip_if)
-        kept = [name not in options.ignore for name in self._parameters]
+        self.identity = Identity(function, options, signature)
         self.compiled = compile_wrapper(
             signature, is_async=self.is_async, slow=self.slow_async if self.is_async else self.slow,
             gate=_ALWAYS_CLOSED if options.hooks.get("hit") else GATE,
-            indexed=kept if has_front else None, tenant=options.scope if callable(options.scope) else None,
+            indexed=self.identity.indexed, tenant=options.scope if callable(options.scope) else None,
         )  # fmt: skip
-        self._has_front = has_front
-        self._kept = tuple(at for at, is_kept in enumerate(kept) if is_kept)
-        self._kept_names = (*self._bound, *(self.compiled.names[at] for at in self._kept))
-        self._prefix = key_prefix(options.operation)
-        self._head = canonical((options.operation, version_of(function, options.version)))
         self._tags = None if callable(options.tags) else checked_tags(options.tags)
         inner = innermost(function)
         self._origin = origin_of(inner)
@@ -142,14 +126,6 @@ class Memoized:
         self._lock = threading.Lock()
         self.wrapper = self._dress(self.compiled.wrapper, inner)
         self._start()
-
-    def _check_names(self, option: str, names: Iterable[str]) -> None:
-        for name in names:
-            if name not in self._parameters:
-                raise ValidationError(
-                    f"{option} names {name!r}, but {self.options.operation} has the parameters "
-                    f"{', '.join(self._parameters) or '(none)'}", {option: name},
-                )  # fmt: skip
 
     def _dress(self, wrapper: Any, inner: Callable[..., Any]) -> Any:
         functools.update_wrapper(wrapper, inner, updated=("__dict__",) if inspect.isroutine(inner) else ())
@@ -247,7 +223,7 @@ class Memoized:
         binding = self.bind()
         skip_if = self.options.skip_if
         passes = not binding.cache.enabled or (GATE and current_mode() == "bypass")
-        if passes or (skip_if is not None and self.compiled.apply(skip_if, values)):
+        if passes or (skip_if is not None and self.identity.apply(skip_if, values)):
             return False, self._bypass(binding, values)
         call = self._call(binding, values, seen)
         result = binding.memoizer.recall_at_once(call)
@@ -258,88 +234,22 @@ class Memoized:
     def _call(self, binding: _Binding, values: tuple[Any, ...], seen: Any = None) -> Call:
         tags = self._tags
         if tags is None:
-            tags = checked_tags(self.compiled.apply(self.options.tags, values))  # type: ignore[arg-type]
+            tags = checked_tags(self.identity.apply(self.options.tags, values))  # type: ignore[arg-type]
         if type(seen) is _Known:
             return _FunctionCall(self, binding, values, seen.tenant, tags, seen.key)
-        tenant = self._tenant()
-        key = self.key(binding, values, tenant)
+        tenant = self.identity.tenant()
+        key = self.identity.key(values, tenant, binding.threshold)
         if not binding.has_local:
             self._remember(binding, values, tenant, key)
         return _FunctionCall(self, binding, values, tenant, tags, key)
 
     def _remember(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None, key: str) -> None:
         """Without an in-process tier the front can at least tell the key."""
-        address = self.address(values, tenant, _MAX_KNOWN_ADDRESS)
+        address = self.identity.address(values, tenant, _MAX_KNOWN_ADDRESS)
         if address is not None:
             if len(binding.front) >= _MAX_KNOWN:
                 binding.front.clear()
             binding.front[address] = _Known(key, tenant)
-
-    def are_fixed(self, values: tuple[Any, ...]) -> bool:
-        """Whether nobody can change what the key was made of."""
-        used = values if self.options.key is not None else self.used(values)
-        return all(type(value) in _SCALARS for value in (*self._bound.values(), *used))
-
-    def used(self, values: tuple[Any, ...]) -> list[Any]:
-        """The arguments that matter."""
-        return [values[at] for at in self._kept]
-
-    def _tenant(self) -> str | None:
-        scope = self.options.scope
-        tenant = scope() if callable(scope) else scope
-        if tenant is not None and type(tenant) is not str:
-            raise ValidationError(f"scope must give a string, not {type(tenant).__name__}", {"scope": "type"})
-        return tenant
-
-    def address(self, values: tuple[Any, ...], tenant: str | None, limit: int) -> Address | None:
-        """Where the front may keep the answer; None for arguments whose equality says too little."""
-        if not self._has_front:
-            return None
-        used = self.used(values)
-        size = 0
-        for value in used:
-            if type(value) is str or type(value) is bytes:
-                size += len(value)
-            elif type(value) not in _SCALARS and not _is_plain_enum(value):
-                return None
-        if size > limit:
-            return None
-        address = (*used, *map(type, used))
-        return (*address, tenant) if callable(self.options.scope) else address
-
-    def key(self, binding: _Binding, values: tuple[Any, ...], tenant: str | None) -> str:
-        options = self.options
-        text: Any = None
-        try:
-            if options.key is not None:
-                arguments = canonical_arguments(("key=",), (self.compiled.apply(options.key, values),))
-            else:
-                used = self.used(values)
-                arguments = canonical_arguments(self._kept_names, (*self._bound.values(), *used))
-                text = self._text(values, used)
-        except UnkeyableParameter as error:
-            raise self._unkeyable(error) from error
-        owner = "N" if tenant is None else canonical(tenant)
-        return make_key(self._prefix, text, binding.threshold, f"{owner}{self._head}{arguments}")
-
-    def _text(self, values: tuple[Any, ...], used: list[Any]) -> str | None:
-        named = self.options.text
-        if named is None:
-            for value in used:
-                if type(value) is str:
-                    return value
-            return None
-        text = values[self._parameters.index(named)]
-        return text if type(text) is str and named not in self.options.ignore else None
-
-    def _unkeyable(self, error: UnkeyableParameter) -> UnkeyableArgumentError:
-        name = error.parameter.lstrip("*")
-        if name == "key=":
-            return UnkeyableArgumentError(f"what key= gave for {self.options.operation} cannot be keyed: {error}")
-        return UnkeyableArgumentError(
-            f"argument {name!r} of {self.options.operation} cannot be keyed: it is or holds {error}. "
-            f"Leave it out with ignore=({name!r},), give its class a __cache_key__() method, or give key="
-        )
 
     # What a decorated function carries
 
@@ -366,7 +276,8 @@ class Memoized:
 
     def key_for(self, *args: Any, **kwargs: Any) -> str:
         """The key of a call."""
-        return self.key(self.bind(), self._values(args, kwargs), self._tenant())
+        values = self._values(args, kwargs)
+        return self.identity.key(values, self.identity.tenant(), self.bind().threshold)
 
     def stats(self) -> CacheStats:
         """The counts of this operation."""
@@ -377,7 +288,7 @@ class Memoized:
         return MISSING if found is None else found.value
 
     async def _invalidate(self, binding: _Binding, values: tuple[Any, ...]) -> bool:
-        return await binding.memoizer.delete(self.key(binding, values, self._tenant()))
+        return await binding.memoizer.delete(self.identity.key(values, self.identity.tenant(), binding.threshold))
 
     async def _invalidate_all(self, binding: _Binding) -> int:
         return await binding.memoizer.sweep(Selector("operation", self.options.operation))
@@ -386,21 +297,11 @@ class Memoized:
         return await binding.memoizer.refresh(self._call(binding, values))
 
     async def _bypass(self, binding: _Binding, values: tuple[Any, ...]) -> Any:
-        thunk = functools.partial(self.compiled.apply, self.function, values)
+        thunk = functools.partial(self.identity.apply, self.function, values)
         key = ""
         if current_recorders():
             try:
-                key = self.key(binding, values, self._tenant())
+                key = self.identity.key(values, self.identity.tenant(), binding.threshold)
             except UnkeyableArgumentError:
                 pass  # a call that touches nothing needs no key
         return await binding.memoizer.bypass(Call(binding.policy, key, thunk))
-
-
-def _is_plain_enum(value: Any) -> bool:
-    """Whether a value is an Enum member that equals itself alone, and that nobody can change."""
-    cls = type(value)
-    if not issubclass(cls, enum.Enum) or not is_immutable(value._value_):
-        return False
-    own = [base for base in cls.__mro__ if base.__module__ not in ("enum", "builtins")]
-    is_usual = {base for base in cls.__mro__ if base.__module__ == "builtins"} <= {object, str, bytes, int, float}
-    return is_usual and not any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own)

@@ -19,7 +19,7 @@ FLOORS = (
     ("stores",),
     ("caches",),
     ("setup",),
-    ("cached", "compiled", "options", "memoized", "memoize"),
+    ("cached", "compiled", "options", "identity", "memoized", "memoize"),
     ("management",),
     ("__main__",),
 )
