@@ -69,7 +69,9 @@ def compile_wrapper(
             f"    try:\n        {_P}entry = {_P}front[{address}]\n"
             f"    except Exception:\n        {_P}entry = {_P}nothing\n"
             f"    if {_P}entry.fresh_until > {_P}now() and not {_P}gate:\n"
-            f"        {_P}entry.hits += 1\n        return {_P}entry.value\n"
+            f"        try:\n            {_P}value = {_P}entry.value\n"
+            f"            {_P}entry.hits += 1\n            return {_P}value\n"
+            f"        except Exception:\n            {_P}entry.retire()\n"
         )
     scope: dict[str, Any] = {
         f"{_P}front": {}, f"{_P}now": time.monotonic, f"{_P}gate": gate, f"{_P}slow": slow, f"{_P}type": type,

@@ -57,7 +57,8 @@ def cached_ai_call(
         version: counts into the key; `"auto"` is the function's code, constants and closure.
         scope: the tenant, or a callable that gives it at call time; scopes never share an answer.
         store_if: `store_if(result)` decides what may be kept. Exceptions never are, None is.
-        skip_if: `skip_if(*args, **kwargs)` decides which calls go through, touching nothing.
+        skip_if: `skip_if(*args, **kwargs)` decides which calls go through, touching nothing. It, `key` and
+            `tags` are called with all arguments of the call, defaults applied.
         tags: for `invalidate_tag`; a tuple, or a callable of the arguments that gives one.
         facts: `facts(result)` gives `model`, `tokens` and `cost`; read from SDK objects if not given.
         stale_while_revalidate: seconds after the TTL in which the old answer goes out while one caller
@@ -103,3 +104,7 @@ def _refuse(function: Any) -> None:
         raise TypeError(f"{innermost(function).__qualname__} is a generator; cached_ai_call does not cache streams yet")
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"cached_ai_call decorates functions and methods, not {function!r}")
+    try:
+        inspect.signature(function)
+    except ValueError as error:
+        raise TypeError(f"{function!r} does not tell its parameters; wrap it in a function that does") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -21,18 +20,19 @@ from aimemo.core.events import GATE
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import LocalStore, Selector
-from aimemo.core.runtime import Failure, drive
+from aimemo.core.runtime import Failure, drive, fork_safe_lock
 from aimemo.core.stats import CacheStats
 from aimemo.core.types import expected_types
-from aimemo.errors import AimemoWarning, UnkeyableArgumentError
+from aimemo.errors import AimemoWarning
 from aimemo.identity import Identity
 from aimemo.options import Options, checked_tags, innermost, origin_of
 from aimemo.setup.config import cache_from_url, current_cache, get_cache, on_configure
 
-_MAX_ADDRESS: Final = 1 << 20
+_MAX_ADDRESS: Final = 1 << 17
 _MAX_KNOWN: Final = 1024
 _MAX_KNOWN_ADDRESS: Final = 8192
 _ALWAYS_CLOSED: Final = (True,)
+_binding_lock = fork_safe_lock()
 
 _cache_of_url = functools.lru_cache(maxsize=None)(cache_from_url)
 _on_default: weakref.WeakSet[Memoized] = weakref.WeakSet()
@@ -69,10 +69,20 @@ class _Known:
         self.tenant = tenant
 
 
+class _PassedCall(Call):
+    """A call of a decorated function that touches no cache."""
+
+    __slots__ = ()
+
+    is_decorated = True
+
+
 class _FunctionCall(Call):
     """A call of a decorated function; what only some steps need is worked out there."""
 
     __slots__ = ("binding", "memo", "tenant", "values")
+
+    is_decorated = True
 
     def __init__(
         self, memo: Memoized, binding: _Binding, values: tuple[Any, ...], tenant: str | None,
@@ -109,7 +119,8 @@ class Memoized:
     def __init__(self, function: Callable[..., Any], options: Options, names: Mapping[str, Any]) -> None:
         self.function = function
         self.options = options
-        self.is_async = inspect.iscoroutinefunction(function)
+        called = vars(type(function)).get("__call__")  # of an object that is called like a function
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         signature = inspect.signature(function)
         self._parameters = tuple(signature.parameters)
         self.identity = Identity(function, options, signature)
@@ -118,12 +129,13 @@ class Memoized:
             gate=_ALWAYS_CLOSED if options.hooks.get("hit") else GATE,
             indexed=self.identity.indexed, tenant=options.scope if callable(options.scope) else None,
         )  # fmt: skip
-        self._tags = None if callable(options.tags) else checked_tags(options.tags)
+        self._tags = None if callable(options.tags) else tuple(options.tags)
         inner = innermost(function)
         self._origin = origin_of(inner)
         self._expected = expected_types(inner, names) if "<locals>" in inner.__qualname__ else None
         self._binding: _Binding | None = None
-        self._lock = threading.Lock()
+        owner = inner.__qualname__.rpartition(".")[0]
+        self._is_method = self._parameters[:1] == ("self",) and bool(owner) and not owner.endswith("<locals>")
         self.wrapper = self._dress(self.compiled.wrapper, inner)
         self._start()
 
@@ -169,7 +181,7 @@ class Memoized:
         if binding is not None and (given is not None or binding.cache is current_cache()):
             return binding
         cache = given if isinstance(given, Cache) else _cache_of_url(given) if given is not None else get_cache()
-        with self._lock:
+        with _binding_lock:
             if self._binding is None or self._binding.cache is not cache:
                 self._binding = self._bind_to(cache)
                 self.wrapper.cache = cache
@@ -183,8 +195,8 @@ class Memoized:
         policy = Policy(
             operation=options.operation,
             ttl=cache.ttl_for(options.operation, options.ttl),
-            stale_while_revalidate=seconds_of("stale_while_revalidate", options.stale_while_revalidate),
-            stale_if_error=seconds_of("stale_if_error", options.stale_if_error),
+            stale_while_revalidate=seconds_of("stale_while_revalidate", options.stale_while_revalidate or 0),
+            stale_if_error=seconds_of("stale_if_error", options.stale_if_error or 0),
             jitter=options.jitter,
             store_if=options.store_if,
             facts=options.facts,
@@ -269,10 +281,13 @@ class Memoized:
 
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         try:
-            return self.compiled.bind(*args, **kwargs)
+            values = self.compiled.bind(*args, **kwargs)
         except TypeError as error:
-            hint = "; give the instance as the first argument" if self._parameters[:1] == ("self",) else ""
-            raise TypeError(f"{self.options.operation}: {error}{hint}") from None
+            hint = "; give the instance as the first argument" if self._is_method else ""
+            raise TypeError(f"{self.options.operation}: {error}{hint}".replace("bind()", "the call")) from None
+        if self._is_method and not hasattr(type(values[0]), self.wrapper.__name__):
+            raise TypeError(f"{self.options.operation} is a method: give the instance as the first argument")
+        return values
 
     def key_for(self, *args: Any, **kwargs: Any) -> str:
         """The key of a call."""
@@ -302,6 +317,6 @@ class Memoized:
         if current_recorders():
             try:
                 key = self.identity.key(values, self.identity.tenant(), binding.threshold)
-            except UnkeyableArgumentError:
+            except Exception:
                 pass  # a call that touches nothing needs no key
-        return await binding.memoizer.bypass(Call(binding.policy, key, thunk))
+        return await binding.memoizer.bypass(_PassedCall(binding.policy, key, thunk))

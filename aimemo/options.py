@@ -8,7 +8,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aimemo.caches.interface import Cache
 from aimemo.core.canonical import canonical
@@ -58,7 +58,7 @@ class Options:
         if not (self.cache is None or isinstance(self.cache, Cache | str)):
             raise ValidationError("cache must be a cache, a URL or None", {"cache": "type"})
         if not callable(self.tags):
-            checked_tags(self.tags)
+            object.__setattr__(self, "tags", checked_tags(self.tags))
         if not all(isinstance(name, str) for name in self.ignore):
             raise ValidationError("ignore must be a tuple of names of parameters", {"ignore": "type"})
 
@@ -78,24 +78,52 @@ def innermost(function: Callable[..., Any]) -> Any:
 
 def bound_values(function: Callable[..., Any]) -> dict[str, Any]:
     """What a callable brings along besides its parameters: a method its instance, a partial its arguments."""
-    if isinstance(function, functools.partial):  # what it gives by keyword stays a parameter, with that default
+    if isinstance(function, functools.partial):
         given = inspect.signature(function.func).bind_partial(*function.args).arguments
-        return {**bound_values(function.func), **given}
+        parameters = inspect.signature(function).parameters  # what it gives by such a name stays one, with a default
+        others = {f"**{name}": value for name, value in function.keywords.items() if name not in parameters}
+        return {**bound_values(function.func), **given, **others}
     if isinstance(function, types.MethodType):
         return {"self": function.__self__}
     return {} if inspect.isroutine(function) else {"self": function}
 
 
+_CHANGES: Final = frozenset({"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "DELETE_ATTR"})
+_CHANGERS: Final = frozenset(
+    {"append", "add", "extend", "insert", "update", "setdefault", "pop", "popleft", "clear", "remove", "discard"}
+)
+
+
 def version_of(function: Callable[..., Any], version: str | None) -> Any:
     """What of a function's own making counts into its keys: its version and the settings it captured."""
-    settings, others = [], []
-    for layer in _layers(innermost(function)):
-        code = getattr(layer, "__code__", None)
-        rebound = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_DEREF"} if code else set()
-        captured = {name: value for name, value in captured_names(layer).items() if name not in rebound}
-        settings.append({name: _keyed(value) for name, value in captured.items() if is_immutable(value)})
-        others.append((code, {name: _keyed(value) for name, value in captured.items()}))
-    return (version, settings, others) if version == "auto" else (version, settings)
+    layers = list(_layers(innermost(function)))
+    settings = [_settings(layer, set()) for layer in layers]
+    return (version, settings, [getattr(layer, "__code__", None) for layer in layers]) if version == "auto" else (
+        version, settings,
+    )  # fmt: skip
+
+
+def _settings(function: Any, seen: set[int]) -> Any:
+    """The captured values that have a canonical form, also those of captured functions.
+
+    What the function rebinds is a counter, not a setting. In a function that changes anything at all, what can
+    be changed may be a record of its calls, and only what cannot counts.
+    """
+    seen.add(id(function))
+    code = getattr(function, "__code__", None)
+    steps = list(dis.get_instructions(code)) if code else []
+    rebound = {step.argval for step in steps if step.opname == "STORE_DEREF"}
+    changes = any(step.opname in _CHANGES or step.argval in _CHANGERS for step in steps if _is_name(step.argval))
+    found: dict[str, Any] = {}
+    for name, value in captured_names(function).items():
+        if name in rebound or id(value) in seen or (changes and not is_immutable(value) and not callable(value)):
+            continue
+        found[name] = _settings(value, seen) if inspect.isfunction(value) else _keyed(value)
+    return found
+
+
+def _is_name(argument: Any) -> bool:
+    return argument is None or isinstance(argument, str | int)
 
 
 def _layers(function: Any) -> Iterator[Any]:

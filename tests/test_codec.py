@@ -220,7 +220,7 @@ def test_a_pydantic_model_keeps_all_its_state() -> None:
 ARRAYS = [
     np.arange(6, dtype=">i2").reshape(2, 3).T, np.zeros((0, 3)), np.array(5), np.array(["a", ""]), np.array([b"x"]),
     np.array([True]), np.array([1 + 2j]), np.array(["2024-01-01", "NaT"], "M8[s]"), np.float32(1.5), np.int64(-1),
-    np.bool_(True), np.str_("é"), np.datetime64("NaT"), np.timedelta64(3, "h"), np.float64("nan"),
+    np.bool_(True), np.str_("é"), np.datetime64("NaT", "s"), np.timedelta64(3, "h"), np.float64("nan"),
 ]  # fmt: skip
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aimemo.caches.surface import Surface
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Failure, drive
 from aimemo.errors import ValidationError
+
+if TYPE_CHECKING:
+    from aimemo.caches.interface import Cache
 
 
 class _ThreadSurface(Surface):
@@ -28,8 +31,16 @@ class _ThreadSurface(Surface):
 class BlockingCache:
     """The surface of a cache as plain methods, over the same entries. Each promises what its twin does."""
 
-    def __init__(self, cache: Surface, memoizer: Memoizer) -> None:
+    def __init__(self, cache: Cache, memoizer: Memoizer) -> None:
         self._surface = _ThreadSurface(cache, memoizer)
+        self.default_ttl = cache.default_ttl
+        self.operation_ttls = cache.operation_ttls
+        self.namespace = cache.namespace
+        self.stats = cache.stats
+        self.on = cache.on
+        self.off = cache.off
+        self.register_callback = cache.register_callback
+        self.unregister_callback = cache.unregister_callback
 
     def get(self, key: str, default: Any = None) -> Any:
         return drive(self._surface.get(key, default))

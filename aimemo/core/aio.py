@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
-from aimemo.core.runtime import HOOK_DEADLINE, Answer, Failure, HeldUp, HookDone
+from aimemo.core.runtime import (
+    HOOK_DEADLINE,
+    Answer,
+    Failure,
+    HeldUp,
+    HookDone,
+    forget_after_fork,
+    fork_safe_lock,
+)
 
 T = TypeVar("T")
 
 log = logging.getLogger("aimemo")
+
+WORKERS: Final = 4
 
 _HOME_CHECK: Final = 0.5
 _LATE: Final = 0.02
 
 # The event loop keeps only weak references to tasks.
 _tasks: set[asyncio.Task[Any]] = set()
+
+
+class _Workers:
+    """Threads of our own for what blocks: the loop's default ones may all be busy with the user's work."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = fork_safe_lock()
+        forget_after_fork(self)
+
+    def forget(self) -> None:
+        self._pool = None
+
+    def pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="aimemo-store")
+            return self._pool
+
+
+_workers = _Workers()
 
 
 def _start(body: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -100,7 +133,8 @@ class TaskRuntime:
         await asyncio.sleep(seconds)
 
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.to_thread(function, *args)
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(_workers.pool(), context.run, function, *args)
 
     async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
         loop = asyncio.get_running_loop()
@@ -132,6 +166,8 @@ class TaskRuntime:
             raise RuntimeError("the hook was cancelled")
         if done:
             task.result()
+        else:
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())  # it has been counted
         return bool(done)
 
     def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: HookDone) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aimemo.core.entry import Entry
@@ -16,6 +16,9 @@ class Call:
     """One call, as far as its answer depends on it."""
 
     __slots__ = ("_compute", "key", "policy", "tags")
+
+    is_decorated = False
+    """Contexts such as `bypass()` and `record_calls()` are about decorated calls only."""
 
     def __init__(self, policy: Policy, key: str, compute: Callable[[], Any] = lambda: None) -> None:
         self.policy = policy
@@ -58,4 +61,4 @@ class Found:
 
     entry: Entry
     tier: Tier
-    value: Any
+    value: Any = field(repr=False)

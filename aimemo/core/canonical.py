@@ -174,8 +174,10 @@ def _write_enum(value: enum.Enum, add: Add, depth: int) -> None:
 
 def _write_dataclass(value: Any, add: Add, depth: int) -> None:
     state = {f.name: getattr(value, f.name, _ABSENT) for f in dataclasses.fields(value)}
-    is_decorated = "__dataclass_fields__" in vars(type(value))  # otherwise a subclass may hold more than fields
-    _write_object(value, add, depth, (state, _plain_view(value), None if is_decorated else _attributes(value)))
+    # A subclass that is no dataclass itself, and InitVars, put settings where no field tells of them.
+    declared = type(value).__dataclass_fields__.values()
+    hides = "__dataclass_fields__" not in vars(type(value)) or any(f._field_type is _INITVAR for f in declared)
+    _write_object(value, add, depth, (state, _plain_view(value), _attributes(value) if hides else None))
 
 
 def _write_pydantic(value: Any, add: Add, depth: int) -> None:
@@ -239,10 +241,14 @@ def _shape(cls: type) -> Any:
         return _pydantic_schema(cls)
     if issubclass(cls, enum.Enum):
         return [(name, member._value_) for name, member in cls.__members__.items()]
-    if dataclasses.is_dataclass(cls) or typing.is_typeddict(cls) or hasattr(cls, "_fields"):
+    if dataclasses.is_dataclass(cls):
+        return [(field.name, field.type) for field in dataclasses.fields(cls)]
+    if typing.is_typeddict(cls) or hasattr(cls, "_fields"):
         return dict(getattr(cls, "__annotations__", {}))
     return None
 
+
+_INITVAR = vars(dataclasses)["_FIELD_INITVAR"]
 
 _SCHEMAS: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
@@ -296,7 +302,7 @@ _PLAIN: dict[type, Callable[[Any], Any]] = {
     tuple: lambda v: tuple(tuple.__iter__(v)),
     set: lambda v: set(set.__iter__(v)),
     frozenset: lambda v: frozenset(frozenset.__iter__(v)),
-    dict: lambda v: dict(dict.items(v)),
+    dict: lambda v: list(dict.items(v)) if hasattr(v, "move_to_end") else dict(dict.items(v)),
 }
 
 _CODE = (

@@ -10,6 +10,7 @@ import datetime
 import decimal
 import enum
 import functools
+import inspect
 import uuid
 from collections.abc import Callable
 from typing import Any, Final
@@ -144,6 +145,8 @@ class _Packing:
             return _NDARRAY, ndarray_state(value)
         if value is ABSENT:
             return _ABSENT_FIELD, None
+        if inspect.iscoroutine(value):
+            raise CodecError("a coroutine cannot be stored; decorate an `async def`, so that it is awaited")
         raise CodecError(
             f"a {cls.__module__}.{cls.__qualname__} cannot be stored; return plain data, a dataclass, "
             "an Enum, a NamedTuple or a pydantic model instead"

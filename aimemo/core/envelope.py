@@ -10,6 +10,7 @@ version, fingerprint, checksum, raw length; only then does it decompress.
 
 from __future__ import annotations
 
+import decimal
 import struct
 import threading
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ def clean_facts(facts: Mapping[Any, Any]) -> dict[str, Any]:
         clean["model"] = model
     if isinstance(tokens, int) and 0 <= tokens < 2**53:
         clean["tokens"] = int(tokens)
-    if isinstance(cost, int | float) and 0 <= cost < 2**53:
+    if isinstance(cost, int | float | decimal.Decimal) and 0 <= cost < 2**53:
         clean["cost"] = float(cost)
     return clean
 

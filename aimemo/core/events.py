@@ -11,9 +11,11 @@ from __future__ import annotations
 import inspect
 import logging
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -28,6 +30,8 @@ Tier = Literal["l1", "l2"]
 KINDS: Final = ("hit", "miss", "set", "delete", "stale", "coalesced", "invalidated", "evicted", "error", "not_kept")
 SEED_EVENTS: Final = ("get_success", "get_miss", "set_success", "delete_success")
 _OF_EVERY_HIT: Final = ("hit", "get_success")
+
+_TELLING: Final[ContextVar[bool]] = ContextVar("aimemo_telling", default=False)
 
 GATE: Final[list[None]] = []
 """Not empty while somebody has to see or steer every single call: the fast path then stands aside."""
@@ -121,7 +125,12 @@ class EventBus:
         return bool(self._hooks.get(kind))
 
     def post(self, kind: str, operation: str, args: tuple[Any, ...], own: Iterable[Hook] = ()) -> None:
-        """Queue an event for the hooks of its kind and for a function's `own`; `deliver` tells them."""
+        """Queue an event for the hooks of its kind and for a function's `own`; `deliver` tells them.
+
+        What a hook itself does with caches is not told: it would call itself without end.
+        """
+        if _TELLING.get():
+            return
         for hook in (*self._hooks.get(kind, ()), *own):
             self.pending.append((hook, operation, args))
 
@@ -140,14 +149,17 @@ class EventBus:
 
     async def _tell(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
         started = time.perf_counter()
+        token = _TELLING.set(True)
         try:
             in_time = await runtime.call_hook(hook.function, args)
         except Exception as error:
             self._failed(hook, operation, error)
-        else:
-            if not in_time or time.perf_counter() - started > HOOK_DEADLINE:
-                hook.is_slow = True
-                self._failed(hook, operation, TimeoutError(f"over {HOOK_DEADLINE} s; it will not be waited for again"))
+            return
+        finally:
+            _TELLING.reset(token)
+        if not in_time or time.perf_counter() - started > HOOK_DEADLINE:
+            hook.is_slow = True
+            self._failed(hook, operation, TimeoutError(f"over {HOOK_DEADLINE} s; it will not be waited for again"))
 
     def _tell_beside(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
         if hook.is_busy:
@@ -166,7 +178,12 @@ class EventBus:
         self._stats.tally(operation).callback_errors += 1
         name = getattr(hook.function, "__qualname__", type(hook.function).__name__)
         log.warning("the %s hook %s failed (operation %r): %s", hook.kind, name, operation, type(error).__name__)
-        log.debug("the %s hook %s failed", hook.kind, name, exc_info=error)
+        log.debug("the %s hook %s failed at:\n%s", hook.kind, name, frames(error))
+
+
+def frames(error: BaseException) -> str:
+    """Where an error was raised, without its text: that may quote a prompt or an answer."""
+    return "".join(traceback.format_tb(error.__traceback__))
 
 
 def compose_callbacks(*functions: Callable[..., Any]) -> Callable[..., Any]:

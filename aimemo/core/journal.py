@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from aimemo.core.context import CallRecord, Outcome, current_recorders
-from aimemo.core.entry import Entry
+from aimemo.core.entry import Entry, PackedEntry
 from aimemo.core.envelope import DamagedEntry
-from aimemo.core.events import CacheEvent, EventBus, Hook, Tier
+from aimemo.core.events import CacheEvent, EventBus, Hook, Tier, frames
 from aimemo.core.keys import digest_of, operation_of
 from aimemo.core.ports import Clock
 from aimemo.core.stats import Stats
+from aimemo.errors import AimemoWarning
 
 log = logging.getLogger("aimemo")
 
@@ -45,7 +47,7 @@ class Journal:
         facts: Mapping[str, Any] = (entry.facts if entry is not None else None) or {}
         known: dict[str, Any] = {
             "operation": operation,
-            "digest": digest_of(key),
+            "digest": digest_of(key) if key else "",
             "tier": tier,
             "age": now - entry.created if entry is not None and outcome != "miss" else None,
             "seconds": now - started,
@@ -60,7 +62,7 @@ class Journal:
             self.bus.post(outcome, operation, (event,), own)
         seed = _SEED_OUTCOME.get(outcome)
         if seed is not None and (has_answer or seed == "get_miss") and self.bus.wants(seed):
-            self.bus.post(seed, operation, (key,) if seed == "get_miss" else (key, value))
+            self.bus.post(seed, operation, (key,) if seed == "get_miss" else (key, _copy(entry, value)))
 
     def count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:
         """Count a lookup that nobody watches."""
@@ -99,7 +101,7 @@ class Journal:
             )  # fmt: skip
             self.bus.post("set", entry.operation, (event,), own)
         if self.bus.wants("set_success"):
-            self.bus.post("set_success", entry.operation, (entry.key, value))
+            self.bus.post("set_success", entry.operation, (entry.key, _copy(entry, value)))
 
     def not_kept(self, key: str, operation: str, reason: str, error: BaseException | None = None) -> None:
         """An answer went out, but was not stored."""
@@ -109,7 +111,7 @@ class Journal:
         operation = operation_of(key)
         self.stats.tally(operation).deletes += existed
         self._post("delete", operation, key, count=int(existed))
-        if self.bus.wants("delete_success"):
+        if existed and self.bus.wants("delete_success"):
             self.bus.post("delete_success", operation, (key,))
 
     def invalidated(self, kind: str, operation: str, count: int) -> None:
@@ -129,10 +131,22 @@ class Journal:
         self.stats.tally(operation).errors += 1
         reason = error.reason if isinstance(error, DamagedEntry) else stage
         log.info("%s failed for operation %r: %s", reason, operation, type(error).__name__)
-        log.debug("%s failed", reason, exc_info=error)
+        log.debug("%s failed at:\n%s", reason, frames(error))
         self._post("error", operation, key, reason=reason, error=type(error).__name__)
+
+    def warn(self, text: str) -> None:
+        """Tell the user of something in the use of the cache that costs answers."""
+        try:
+            warnings.warn(text, AimemoWarning, stacklevel=3)
+        except AimemoWarning:  # warnings were made errors: the answer goes out all the same
+            log.warning(text)
 
     def _post(self, kind: str, operation: str, key: str, **what: Any) -> None:
         if self.bus.wants(kind):
             digest = digest_of(key) if key else ""
             self.bus.post(kind, operation, (CacheEvent(kind=kind, operation=operation, digest=digest, **what),))
+
+
+def _copy(entry: Entry | None, value: Any) -> Any:
+    """The value for a callback: what the callback does to it is nobody else's matter."""
+    return entry.value if isinstance(entry, PackedEntry) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import warnings
 from collections.abc import Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -23,12 +22,12 @@ from aimemo.core.ports import Selector
 from aimemo.core.runtime import Answer, Failure, Runtime
 from aimemo.core.single_flight import Flight, Flights, Landing
 from aimemo.core.tiers import UNREADABLE, Tiers
-from aimemo.errors import AimemoWarning, CodecError
+from aimemo.errors import CodecError, InfrastructureError
 
 T = TypeVar("T")
 
-_LEADING: Final[ContextVar[frozenset[str]]] = ContextVar("aimemo_leading", default=frozenset())
-"""The keys that are being computed in this context."""
+_LEADING: Final[ContextVar[tuple[Flight, ...]]] = ContextVar("aimemo_leading", default=())
+"""The flights whose computations this context is part of."""
 
 MAX_LEADS: Final = 3
 """How often one caller starts a computation that is cancelled under it."""
@@ -79,7 +78,7 @@ class Memoizer:
 
     async def recall(self, call: Call, pending: Pending) -> Any:
         """The answer to a call, from a store or from its function; a `Failure` if the function raised."""
-        mode = current_mode()
+        mode = current_mode() if call.is_decorated else None
         if mode == "bypass" or not self.enabled:
             return await self.bypass(call)
         if mode == "refresh":
@@ -98,8 +97,15 @@ class Memoizer:
         started = self.clock()
         self._flights.detach(Selector("key", call.key))
         landing, leads = await self._within_budget(self._join(call, None, _REPLACES))
+        if isinstance(landing.result, Answer) and not landing.is_kept:
+            await self._drop_replaced(call.key)
         result = landing.result if leads else _copy(landing) or landing.result
         return await self._conclude(call, "refresh", result, started)
+
+    async def _drop_replaced(self, key: str) -> None:
+        """An answer that was to be replaced must not come back because the new one could not be kept."""
+        with contextlib.suppress(InfrastructureError):  # it has been reported
+            await self.tiers.store.delete(key)
 
     async def look(self, call: Call) -> Found | None:
         """What is stored and fresh, without calling or counting anything."""
@@ -222,7 +228,7 @@ class Memoizer:
         self.journal.lookup(
             outcome, call.key, call.policy.operation, started,
             value=value, entry=entry, tier=tier, reason=reason, hooks=call.policy.hooks,
-            has_answer=isinstance(result, Answer),
+            has_answer=isinstance(result, Answer), is_decorated=call.is_decorated,
         )  # fmt: skip
         if self.journal.bus.pending:
             await self.deliver()
@@ -231,11 +237,12 @@ class Memoizer:
     # Flights
 
     async def _join(self, call: Call, stale: Found | None, landings: int) -> tuple[Landing, bool]:
-        if call.key in _LEADING.get():  # the function calls itself: to wait would be to wait for ever
-            return Landing(await self.runtime.attempt(call.thunk)), True
         leads_left = MAX_LEADS
         while True:
             flight, leads = self._flights.join(self.runtime, call.key, call.policy.operation, call.tags)
+            if not leads and not self._flights.follow(flight, _LEADING.get()):
+                # Each would wait for the other for ever: this one computes for itself.
+                return Landing(await self.runtime.attempt(call.thunk)), True
             if leads:
                 ended = functools.partial(self._flights.land, flight, None)
                 await self.runtime.launch(self._fly(flight, call, stale, landings), ended)
@@ -258,7 +265,7 @@ class Memoizer:
 
     async def _fly(self, flight: Flight, call: Call, stale: Found | None, landings: int) -> None:
         landing = None
-        token = _LEADING.set(_LEADING.get() | {call.key})
+        token = _LEADING.set((*_LEADING.get(), flight))
         try:
             landing = await self._lead(flight, call, stale, landings)
         except Exception as error:  # a strict store's; a user's own error travels as a Failure
@@ -284,7 +291,7 @@ class Memoizer:
         if not call.has_same_arguments():
             operation = call.policy.operation
             self.journal.not_kept(call.key, operation, "arguments_changed")
-            self._warn(f"an argument of {operation} was changed while the call ran, so its answer was not kept")
+            self.journal.warn(f"an argument of {operation} was changed while the call ran: its answer was not kept")
             return Landing(result, is_private=True)
         if isinstance(result, Failure):
             return await self._land_failure(call, result, stale)
@@ -299,25 +306,22 @@ class Memoizer:
 
     async def _land_answer(self, flight: Flight, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
         operation = call.policy.operation
+        may_keep = self.tiers.may_keep(call, answer.value)
         try:
             entry = self.tiers.pack(call, answer.value, seconds)
         except CodecError as error:
             self.journal.not_kept(call.key, operation, "not_storable", error)
-            self._warn(f"an answer of {operation} was not kept: {error}")
-            return Landing(answer, spare=_spare(answer))
+            if may_keep:
+                self.journal.warn(f"an answer of {operation} was not kept: {error}")
+            return Landing(answer, spare=_spare(answer) if flight.followers else None)
+        is_kept = False
         if flight.is_detached:
             self.journal.not_kept(call.key, operation, "invalidated")
-        elif not self.tiers.may_keep(call, answer.value):
+        elif not may_keep:
             self.journal.not_kept(call.key, operation, "store_if")
         else:
-            await self.tiers.keep(call, entry, answer.value, ticket)
-        return Landing(answer, entry=entry)
-
-    def _warn(self, text: str) -> None:
-        try:
-            warnings.warn(text, AimemoWarning, stacklevel=2)
-        except AimemoWarning:
-            pass  # warnings were made errors: the answer goes out all the same
+            is_kept = await self.tiers.keep(call, entry, answer.value, ticket)
+        return Landing(answer, entry=entry, is_kept=is_kept)
 
 
 def _copy(landing: Landing) -> Answer | Failure | None:

@@ -85,7 +85,8 @@ def seconds_of(name: str, value: Any) -> float:
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise ValidationError(f"{name} must be seconds or a timedelta", {name: "type"})
     if not seconds >= 0:
-        raise ValidationError(f"{name} must be non-negative (0 means no expiration)", {name: value})
+        meaning = "no expiration" if name == "ttl" else "no such time"
+        raise ValidationError(f"{name} must be non-negative (0 means {meaning})", {name: value})
     if seconds > MAX_TTL:
         raise ValidationError(f"{name} must not exceed 365 days (31,536,000 seconds)", {name: value})
     return float(seconds)

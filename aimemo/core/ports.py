@@ -38,22 +38,27 @@ class Selector:
 @functools.lru_cache(maxsize=64)
 def compile_glob(pattern: str) -> re.Pattern[str]:
     r"""The one meaning of a glob on every tier, that of Redis: `*`, `?`, `[abc]`, `[a-z]`, `[^a]`, `\` escapes."""
-    out, at = [], 0
+    segments: list[list[str]] = [[]]
+    at = 0
     while at < len(pattern):
         char = pattern[at]
         at += 1
         if char == "*":
-            out.append(".*")
+            segments.append([])
         elif char == "?":
-            out.append(".")
+            segments[-1].append(".")
         elif char == "[":
             text, at = _character_class(pattern, at)
-            out.append(text)
+            segments[-1].append(text)
         else:
             if char == "\\" and at < len(pattern):
                 char, at = pattern[at], at + 1
-            out.append(re.escape(char))
-    return re.compile("".join(out) + r"\Z", re.DOTALL)
+            segments[-1].append(re.escape(char))
+    first, *rest = ("".join(segment) for segment in segments)
+    # Atomic groups: each part between stars matches at its first place or nowhere, so nothing is tried twice.
+    middle = "".join(f"(?>.*?{segment})" for segment in rest[:-1] if segment)
+    last = f".*{rest[-1]}" if rest else ""
+    return re.compile(first + middle + last + r"\Z", re.DOTALL)
 
 
 def _character_class(pattern: str, at: int) -> tuple[str, int]:

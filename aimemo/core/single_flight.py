@@ -5,6 +5,7 @@ Flights join within one world: tasks with tasks, also across event loops, and th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ class Landing:
         entry: the answer packed, to give each follower a copy of; None if it cannot be packed.
         tier: where a stored answer came from.
         is_private: the leader's arguments changed under the computation, so its answer is for it alone.
+        is_kept: the answer was stored.
         spare: a copy of an answer that cannot be packed, which nobody has got, to copy again for followers.
         error: why a stale answer had to do.
     """
@@ -33,6 +35,7 @@ class Landing:
     entry: Entry | None = None
     tier: Tier | None = None
     is_private: bool = False
+    is_kept: bool = False
     spare: Answer | None = None
     error: BaseException | None = None
 
@@ -40,7 +43,18 @@ class Landing:
 class Flight:
     """One computation under way."""
 
-    __slots__ = ("home", "is_detached", "key", "landing", "operation", "tags", "waiters", "world")
+    __slots__ = (
+        "followers",
+        "home",
+        "is_detached",
+        "key",
+        "landing",
+        "operation",
+        "tags",
+        "waiters",
+        "waits_for",
+        "world",
+    )
 
     def __init__(self, world: str, key: str, operation: str, tags: tuple[str, ...], home: Any) -> None:
         self.world = world
@@ -49,6 +63,9 @@ class Flight:
         self.tags = tags
         self.home = home
         self.is_detached = False
+        self.followers = 0
+        self.waits_for: set[Flight] = set()
+        """The flights that the computation of this one follows."""
         self.landing: Landing | None = None
         self.waiters: list[Any] | None = []
 
@@ -77,6 +94,23 @@ class Flights:
             flight = self._flights[address] = Flight(runtime.world, key, operation, tags, runtime.home())
             return flight, True
 
+    def follow(self, flight: Flight, led: Iterable[Flight]) -> bool:
+        """Whether one who computes the flights `led` may wait for `flight`: not if that waits for one of them."""
+        mine = {leading for leading in led if leading.waiters is not None}
+        with self._lock:
+            ahead, reached = [flight], set()
+            while ahead:
+                at = ahead.pop()
+                if at in mine:
+                    return False
+                if at not in reached:
+                    reached.add(at)
+                    ahead.extend(at.waits_for)
+            flight.followers += 1
+            for leading in mine:
+                leading.waits_for.add(flight)
+            return True
+
     def is_busy(self, runtime: Runtime, key: str) -> bool:
         flight = self._flights.get((runtime.world, key))
         return flight is not None and runtime.is_running(flight.home)
@@ -90,6 +124,7 @@ class Flights:
             self.landings += 1
             flight.landing = landing
             waiters, flight.waiters = flight.waiters, None
+            flight.waits_for.clear()
         for waiter in waiters or ():
             waiter.wake()
 

@@ -13,7 +13,8 @@ from aimemo.core.entry import Entry
 class Tally:
     """The running counts of one operation.
 
-    Fields are added to without a lock: in CPython with a GIL, `x.n += 1` on a slot is not interrupted.
+    Fields are added to without a lock: in CPython with a GIL, `x.n += y` on a slot is not interrupted, as
+    long as no call stands between the reading and the writing.
     """
 
     misses: int = 0
@@ -36,8 +37,9 @@ class Tally:
         """Count what `times` answers from this entry saved."""
         self.seconds_saved += times * entry.seconds
         if entry.facts:
-            self.tokens_saved += times * entry.facts.get("tokens", 0)
-            self.cost_saved += times * entry.facts.get("cost", 0.0)
+            tokens, cost = times * entry.facts.get("tokens", 0), times * entry.facts.get("cost", 0.0)
+            self.tokens_saved += tokens
+            self.cost_saved += cost
 
     def add(self, other: Tally) -> None:
         for spec in fields(Tally):

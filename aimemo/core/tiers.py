@@ -43,18 +43,26 @@ class Tiers:
         if self.local is None:
             entry = self.inline.find(call.key) if self.inline is not None else None
             return None if entry is None else self.open(call.policy, entry, 0)
-        found: Found | None = None
-        entry = self.local.find(call.key)
-        if entry is not None:
-            found = Found(entry, "l1", entry.value)
-            if entry.fresh_until > self.clock():
-                return found
+        found = self._find_local(self.local, call.key)
+        if found is not None and found.entry.fresh_until > self.clock():
+            return found
         if self.inline is not None:
             epoch = self.local.epoch
             entry = self.inline.find(call.key)
             if entry is not None:
                 return self.open(call.policy, entry, epoch) or found
         return found
+
+    def _find_local(self, local: LocalStore, key: str) -> Found | None:
+        entry = local.find(key)
+        if entry is None:
+            return None
+        try:
+            return Found(entry, "l1", entry.value)
+        except CodecError as error:  # its class has been registered anew, with other fields
+            self.journal.error("decode", key, error)
+            entry.retire()
+            return None
 
     async def look(self, call: Call) -> Found | None:
         """What any tier has; fresh, else stale."""
@@ -75,9 +83,9 @@ class Tiers:
         found: dict[str, Found] = {}
         now = self.clock()
         for call in calls:
-            entry = self.local.find(call.key) if self.local is not None else None
-            if entry is not None and entry.fresh_until > now:
-                found[call.key] = Found(entry, "l1", entry.value)
+            held = self._find_local(self.local, call.key) if self.local is not None else None
+            if held is not None and held.entry.fresh_until > now:
+                found[call.key] = held
         rest = {call.key: call for call in calls if call.key not in found}
         if rest and self.guard is not None:
             epoch = self.local.epoch if self.local is not None else 0
@@ -131,6 +139,7 @@ class Tiers:
             return clean_facts((call.policy.facts or read_facts)(value) or {})
         except Exception as error:
             self.journal.error("facts", call.key, error)
+            self.journal.warn(f"facts= of {call.policy.operation} failed: {type(error).__name__}; nothing is counted")
             return {}
 
     def may_keep(self, call: Call, value: Any) -> bool:
@@ -139,6 +148,7 @@ class Tiers:
             return call.policy.store_if is None or bool(call.policy.store_if(value))
         except Exception as error:
             self.journal.error("store_if", call.key, error)
+            self.journal.warn(f"store_if= of {call.policy.operation} failed: {type(error).__name__}; nothing is kept")
             return False
 
     async def keep(self, call: Call, entry: Entry, value: Any, ticket: Any = None) -> bool:

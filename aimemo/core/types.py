@@ -89,13 +89,19 @@ class TypeResolver:
         found = self._names.get(cls)
         if found is None:
             found = self._spell(cls)
-            if self.resolve(found) is not cls:
+            if not self._restores(found, cls):
                 raise CodecError(
                     f"a reader could not restore {name_of(cls)}: name it in the function's return annotation, "
                     f"or call aimemo.register_type({cls.__qualname__})"
                 )
             self._names[cls] = found
         return found
+
+    def _restores(self, name: Any, cls: type) -> bool:
+        try:
+            return self.resolve(name) is cls
+        except CodecError:
+            return False
 
     def _spell(self, cls: Any) -> Any:
         generic = getattr(cls, "__pydantic_generic_metadata__", None)

@@ -181,7 +181,8 @@ async def _work(console: Console, cache: Cache, texts: dict[str, str], model: st
         console.print(f"[bold]{escape(Path(name).name)}[/bold] {summaries[name]}")
     console.print(_table(cache.stats()))
     seconds = time.perf_counter() - started
-    console.print(f"{seconds:.1f} s in all. Run it again: the answers are in {escape(repr(cache))}", soft_wrap=True)
+    where = str(getattr(cache, "path", cache))
+    console.print(f"{seconds:.1f} s in all. Run it again: the answers are in {escape(where)}", soft_wrap=True)
     await cache.close()
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aimemo.caches.interface import Cache
+from aimemo.core.runtime import fork_safe_lock
 from aimemo.errors import ConfigurationError
 
-_lock = threading.Lock()
+_lock = fork_safe_lock()
 _default: Cache | None = None
 _listeners: list[Callable[[], None]] = []
 
@@ -28,12 +28,16 @@ def cache_from_url(url: str, **settings: Any) -> Cache:
         ValidationError: for faulty settings.
     """
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigurationError(f"url must be one of {', '.join(_KINDS)}", {"url": type(url).__name__})
+        text = f"url must start with one of {', '.join(_KINDS)}; a file is sqlite:///answers.db"
+        raise ConfigurationError(text, {"url": type(url).__name__})
     scheme = url.partition("://")[0]
     make = _SCHEMES.get(scheme)
     if make is None:
         raise ConfigurationError(f"url must start with one of {', '.join(_KINDS)}, not {scheme}://", {"url": scheme})
-    return make(url, settings)
+    try:
+        return make(url, settings)
+    except TypeError as error:
+        raise ConfigurationError(f"{scheme}:// does not take these settings: {error}") from error
 
 
 def _memory(url: str, settings: dict[str, Any]) -> Cache:
@@ -48,18 +52,21 @@ def _sqlite(url: str, settings: dict[str, Any]) -> Cache:
     from aimemo.caches.sqlite import SQLiteCache
 
     host, slash, path = url.removeprefix("sqlite://").partition("/")
-    if host or not slash or not path:
-        raise ConfigurationError("a sqlite URL has three slashes and a relative path, or four and an absolute one")
-    return SQLiteCache(urllib.parse.unquote(path), **settings)
+    if host or not slash or not path or "?" in path or path == ":memory:":
+        raise ConfigurationError(
+            "a sqlite URL is sqlite:///relative.db or sqlite:////absolute.db, without anything after it"
+        )
+    return SQLiteCache(os.path.expanduser(urllib.parse.unquote(path)), **settings)
 
 
 _SCHEMES: Final[Mapping[str, Callable[[str, dict[str, Any]], Cache]]] = {"memory": _memory, "sqlite": _sqlite}
 _KINDS: Final = tuple(f"{scheme}://" for scheme in _SCHEMES)
 
 
-def configure(url: str | None = None, **settings: Any) -> Cache:
+def configure(url: str | Cache | None = None, **settings: Any) -> Cache:
     """Set the process's default cache, which all functions decorated without `cache=` use from now on.
 
+    `url` is as for `cache_from_url`, or a cache that is there already.
     What is not given comes from the environment: `AIMEMO_URL`, `AIMEMO_DEFAULT_TTL`, `AIMEMO_OPERATION_TTLS`
     (JSON), `AIMEMO_NAMESPACE`, `AIMEMO_TEXT_HASH_THRESHOLD`, `AIMEMO_COMPRESSION_THRESHOLD`, `AIMEMO_DISABLED`.
 
@@ -67,7 +74,9 @@ def configure(url: str | None = None, **settings: Any) -> Cache:
         ConfigurationError, ValidationError: as `cache_from_url`, and for unreadable variables.
     """
     global _default
-    cache = _make(url, settings)
+    if isinstance(url, Cache) and settings:
+        raise ConfigurationError("a cache that is there already takes no settings")
+    cache = url if isinstance(url, Cache) else _make(url, settings)
     with _lock:
         _default = cache
     _tell_listeners()
@@ -117,13 +126,13 @@ def environment_settings() -> dict[str, Any]:
         ConfigurationError: for a variable that cannot be read; the text names it.
     """
     found: dict[str, Any] = {}
-    for variable, (setting, read) in _VARIABLES.items():
+    for variable, (setting, read, form) in _VARIABLES.items():
         text = os.environ.get(variable)
         if text:
             try:
                 found[setting] = read(text)
             except ValueError:
-                raise ConfigurationError(f"{variable} cannot be read as {setting}", {variable: text}) from None
+                raise ConfigurationError(f"{variable} must be {form}", {variable: text}) from None
     return found
 
 
@@ -135,11 +144,11 @@ def _read_disabled(text: str) -> bool:
         raise ValueError(text) from None
 
 
-_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
-    "AIMEMO_DEFAULT_TTL": ("default_ttl", int),
-    "AIMEMO_OPERATION_TTLS": ("operation_ttls", json.loads),
-    "AIMEMO_NAMESPACE": ("namespace", str),
-    "AIMEMO_TEXT_HASH_THRESHOLD": ("text_hash_threshold", int),
-    "AIMEMO_COMPRESSION_THRESHOLD": ("compression_threshold", int),
-    "AIMEMO_DISABLED": ("enabled", _read_disabled),
+_VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
+    "AIMEMO_DEFAULT_TTL": ("default_ttl", int, "a whole number of seconds"),
+    "AIMEMO_OPERATION_TTLS": ("operation_ttls", json.loads, "a JSON object of whole numbers of seconds"),
+    "AIMEMO_NAMESPACE": ("namespace", str, "a name"),
+    "AIMEMO_TEXT_HASH_THRESHOLD": ("text_hash_threshold", int, "a whole number"),
+    "AIMEMO_COMPRESSION_THRESHOLD": ("compression_threshold", int, "a whole number of bytes"),
+    "AIMEMO_DISABLED": ("enabled", _read_disabled, "1, true, yes, 0, false or no"),
 }

@@ -155,6 +155,9 @@ class MemoryStore:
         entry.fresh_until = min(entry.fresh_until, horizon)
         entry.usable_until = min(entry.usable_until, horizon)
         if entry.raw_size > self._max_bytes:
+            held = self._entries.get(entry.key)
+            if held is not None:
+                self._discard(held, "replaced")  # it is no longer the answer, even if the new one is too large
             return None
         with self._lock:
             if not may():

@@ -7,11 +7,13 @@ descriptor of the file. So nothing here ever opens the file but SQLite itself, a
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,6 +21,8 @@ from typing import Any, Final, TypeVar
 from aimemo.core.runtime import fork_safe_lock, release_before_fork
 
 T = TypeVar("T")
+
+log = logging.getLogger("aimemo")
 
 IDENTITY_INTERVAL: Final = 1.0
 """Seconds after which a reader looks whether another process has put a new file in the place of its own."""
@@ -58,6 +62,7 @@ class _Link:
         self._busy_seconds = busy_seconds
         self._text = text
         self._connection: sqlite3.Connection | None = None
+        self._close: Callable[[], Any] = lambda: None
 
     def open(self) -> sqlite3.Connection:
         now = time.monotonic()
@@ -67,6 +72,9 @@ class _Link:
                 self.drop()
         if self._connection is None:
             self._connection = self._connect()
+            closing = weakref.finalize(self, self._connection.close)  # a cache may be dropped without being closed
+            closing.atexit = False
+            self._close = closing
         return self._connection
 
     def is_current(self) -> bool:
@@ -74,9 +82,8 @@ class _Link:
         return _inode(self._path) == self.inode
 
     def drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._connection = None
+        self._close()
 
     def roll_back(self) -> None:
         if self._connection is not None and self._connection.in_transaction:
@@ -228,6 +235,7 @@ class SQLiteFile:
             fcntl.flock(folder, fcntl.LOCK_EX)  # all who found this file damaged queue here
             if damaged is not None and _inode(self.path) == damaged:
                 mark = f".corrupt-{time.time_ns() // 1_000_000}"
+                log.warning("%s is damaged; it is set aside as %s%s", self.path, self.path.name, mark)
                 for suffix in ("-wal", "-shm", ""):
                     if os.path.exists(f"{self.path}{suffix}"):
                         os.rename(f"{self.path}{suffix}", f"{self.path}{suffix}{mark}")
