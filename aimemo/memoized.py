@@ -60,11 +60,12 @@ class _Binding:
 class _Known:
     """In the front of a cache without an in-process tier: not the answer, but the key of a call."""
 
-    __slots__ = ("key", "tenant")
+    __slots__ = ("key", "policy", "tenant")
 
     fresh_until = RETIRED
 
-    def __init__(self, key: str, tenant: str | None) -> None:
+    def __init__(self, policy: Policy, key: str, tenant: str | None) -> None:
+        self.policy = policy
         self.key = key
         self.tenant = tenant
 
@@ -237,11 +238,12 @@ class Memoized:
         passes = not binding.cache.enabled or (GATE and current_mode() == "bypass")
         if passes or (skip_if is not None and self.identity.apply(skip_if, values)):
             return False, self._bypass(binding, values)
-        call = self._call(binding, values, seen)
-        result = binding.memoizer.recall_at_once(call)
-        if type(result) is Pending:
-            return False, binding.memoizer.recall(call, result)
-        return True, result
+        is_known = type(seen) is _Known
+        call = None if is_known else self._call(binding, values)
+        result = binding.memoizer.recall_at_once(call or seen)
+        if type(result) is not Pending:
+            return True, result
+        return False, binding.memoizer.recall(call or self._call(binding, values, seen), result)
 
     def _call(self, binding: _Binding, values: tuple[Any, ...], seen: Any = None) -> Call:
         tags = self._tags
@@ -261,7 +263,7 @@ class Memoized:
         if address is not None:
             if len(binding.front) >= _MAX_KNOWN:
                 binding.front.clear()
-            binding.front[address] = _Known(key, tenant)
+            binding.front[address] = _Known(binding.policy, key, tenant)
 
     # What a decorated function carries
 

@@ -52,7 +52,10 @@ class Memoizer:
         self._flights = flights
 
     def recall_at_once(self, call: Call) -> Any:
-        """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`."""
+        """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`.
+
+        Where there is no in-process tier, only the call's policy and key are looked at.
+        """
         started = self.clock()
         if GATE or call.policy.hooks or not self.enabled:
             return Pending(started)  # somebody wants to see or steer this call

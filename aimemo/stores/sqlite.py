@@ -148,14 +148,14 @@ class SQLiteStore:
         self._file.close()
 
     def _entry(self, key: str, envelope: Envelope, size: int) -> Entry | None:
+        created, fresh_until, usable_until, seconds, facts, tags, payload = envelope
         wall = self._wall()
-        if envelope.usable_until <= wall:
+        if usable_until <= wall:
             return None
         offset = self._clock() - wall
         entry = PackedEntry(
-            key, envelope.payload, envelope.created + offset, envelope.fresh_until + offset,
-            envelope.usable_until + offset, "", envelope.tags, envelope.seconds, envelope.facts,
-        )  # fmt: skip
+            key, payload, created + offset, fresh_until + offset, usable_until + offset, "", tags, seconds, facts
+        )
         entry.stored_size = size
         return entry
 

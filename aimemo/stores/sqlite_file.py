@@ -66,10 +66,11 @@ class _Link:
 
     def open(self) -> sqlite3.Connection:
         now = time.monotonic()
-        if self._connection is not None and now >= self.next_check:
-            self.next_check = now + IDENTITY_INTERVAL
-            if not self.is_current():
-                self.drop()
+        if self._connection is not None and now < self.next_check:
+            return self._connection
+        self.next_check = now + IDENTITY_INTERVAL
+        if self._connection is not None and not self.is_current():
+            self.drop()
         if self._connection is None:
             self._connection = self._connect()
             closing = weakref.finalize(self, self._connection.close)  # a cache may be dropped without being closed
