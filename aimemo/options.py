@@ -113,17 +113,13 @@ def _settings(function: Any, seen: set[int]) -> Any:
     code = getattr(function, "__code__", None)
     steps = list(dis.get_instructions(code)) if code else []
     rebound = {step.argval for step in steps if step.opname == "STORE_DEREF"}
-    changes = any(step.opname in _CHANGES or step.argval in _CHANGERS for step in steps if _is_name(step.argval))
+    changes = any(step.opname in _CHANGES or step.argval in _CHANGERS for step in steps)
     found: dict[str, Any] = {}
     for name, value in captured_names(function).items():
         if name in rebound or id(value) in seen or (changes and not is_immutable(value) and not callable(value)):
             continue
-        found[name] = _settings(value, seen) if inspect.isfunction(value) else _keyed(value)
+        found[name] = (origin_of(value), _settings(value, seen)) if inspect.isfunction(value) else _keyed(value)
     return found
-
-
-def _is_name(argument: Any) -> bool:
-    return argument is None or isinstance(argument, str | int)
 
 
 def _layers(function: Any) -> Iterator[Any]:

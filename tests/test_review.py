@@ -31,6 +31,7 @@ CAPTURED: list[Callable[[str], Any]] = [
     lambda model: [model],
     lambda model: lambda: model,
     lambda model: functools.partial(str, model),
+    lambda model: {"A": lambda: "A", "B": lambda: "B"}[model],
 ]
 
 
