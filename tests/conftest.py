@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +46,23 @@ def cache(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Itera
     made: Cache = InMemoryCache(clock=clock) if is_memory else SQLiteCache(file, clock=clock, deadline=5)
     yield made
     made.blocking.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the SQLite file of a test is."""
+    return tmp_path / "cache.db"
+
+
+@pytest.fixture
+def make(path: Path, clock: Clock) -> Iterator[Callable[..., SQLiteCache]]:
+    """Makes caches on the file; each stands for a process of its own."""
+    made: list[SQLiteCache] = []
+
+    def make_one(where: Path = path, **settings: Any) -> SQLiteCache:
+        made.append(SQLiteCache(where, **{"clock": clock, **settings}))
+        return made[-1]
+
+    yield make_one
+    for cache in made:
+        cache.blocking.close()

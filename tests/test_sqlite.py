@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,6 @@ from tests.kit.clock import Clock
 
 QA = "op:qa|txt:|" + "0" * 32
 QA_LONG = "op:qa_long|txt:|" + "1" * 32
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.db"
-
-
-@pytest.fixture
-def make(path: Path, clock: Clock) -> Iterator[Callable[..., SQLiteCache]]:
-    """Makes caches on the file; each stands for a process of its own."""
-    made: list[SQLiteCache] = []
-
-    def make_one(where: Path = path, **settings: Any) -> SQLiteCache:
-        made.append(SQLiteCache(where, **{"clock": clock, **settings}))
-        return made[-1]
-
-    yield make_one
-    for cache in made:
-        cache.blocking.close()
 
 
 def query(path: Path, sql: str, *args: Any) -> list[Any]:

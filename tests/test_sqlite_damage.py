@@ -21,11 +21,6 @@ FILL = "UPDATE aimemo_entries SET envelope = ? WHERE key = ?"
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.db"
-
-
-@pytest.fixture
 def make(path: Path, clock: Clock) -> Iterator[Callable[[], SQLiteCache]]:
     made: list[SQLiteCache] = []
 

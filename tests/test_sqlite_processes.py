@@ -19,11 +19,6 @@ from tests.kit.processes import OtherProcess
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.db"
-
-
 def open_cache(path: Path, **settings: Any) -> Any:
     return SQLiteCache(path, **settings).blocking
 

@@ -15,26 +15,6 @@ import pytest
 
 from aimemo import InfrastructureError, SQLiteCache, cached_ai_call
 from aimemo.stores import sqlite_file
-from tests.kit.clock import Clock
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "cache.db"
-
-
-@pytest.fixture
-def make(path: Path, clock: Clock) -> Iterator[Callable[..., SQLiteCache]]:
-    """Makes caches on the file; each stands for a process of its own."""
-    made: list[SQLiteCache] = []
-
-    def make_one(where: Path = path, **settings: Any) -> SQLiteCache:
-        made.append(SQLiteCache(where, **{"clock": clock, **settings}))
-        return made[-1]
-
-    yield make_one
-    for cache in made:
-        cache.blocking.close()
 
 
 @pytest.fixture

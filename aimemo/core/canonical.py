@@ -19,6 +19,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from aimemo.core.types import captured_names
+
 MAX_DEPTH = 150
 LONG_BYTES = 1024
 
@@ -173,7 +175,7 @@ def _write_enum(value: enum.Enum, add: Add, depth: int) -> None:
 
 
 def _write_dataclass(value: Any, add: Add, depth: int) -> None:
-    state = {f.name: getattr(value, f.name, _ABSENT) for f in dataclasses.fields(value)}
+    state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
     # A subclass that is no dataclass itself, and InitVars, put settings where no field tells of them.
     declared = type(value).__dataclass_fields__.values()
     hides = "__dataclass_fields__" not in vars(type(value)) or any(f._field_type is _INITVAR for f in declared)
@@ -212,16 +214,8 @@ def _write_ndarray(value: Any, add: Add, depth: int) -> None:
 
 
 def _write_function(value: types.FunctionType, add: Add, depth: int) -> None:
-    cells = [_cell(cell) for cell in value.__closure__ or ()]
     state = (value.__module__, value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__)
-    _write_object(value, add, depth, (*state, cells, getattr(value, "__wrapped__", None)))
-
-
-def _cell(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _ABSENT
+    _write_object(value, add, depth, (*state, captured_names(value), getattr(value, "__wrapped__", None)))
 
 
 def _write_builtin_function(value: Any, add: Add, depth: int) -> None:
@@ -282,15 +276,6 @@ def _zone(value: Any) -> Any:
     """The name of a named zone: an offset alone does not tell what other times there would be."""
     return getattr(value.tzinfo, "key", None)
 
-
-class _Absent:
-    """Stands for a field or a closure cell without a value."""
-
-    def __cache_key__(self) -> None:
-        return None
-
-
-_ABSENT = _Absent()
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {
     str: str.__str__,

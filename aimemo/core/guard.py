@@ -42,6 +42,10 @@ class Budget:
         self.seconds = seconds
         self.is_spent = False
 
+    def is_over(self) -> bool:
+        """Whether the stores' part in the call is over."""
+        return self.is_spent or self.seconds <= 0
+
 
 BUDGET: Final[ContextVar[Budget | None]] = ContextVar("aimemo_budget", default=None)
 
@@ -126,31 +130,19 @@ class Guard:
 
     def find(self, key: str) -> Entry | None:
         """As `get`, where reads are inline."""
-        budget = BUDGET.get()
-        if budget is not None:
-            return self._find_within(budget, key)
-        if self.breaker.failures and not self.breaker.admits():
+        budget, breaker = BUDGET.get(), self.breaker
+        if (budget is not None and budget.is_over()) or (breaker.failures and not breaker.admits()):
             return None
-        try:
-            entry = self._store.find(key)
-        except Exception as error:
-            self._failed("get", key, error, None)
-            return None
-        if self.breaker.failures:
-            self.breaker.succeeded()
-        return entry
-
-    def _find_within(self, budget: Budget, key: str) -> Entry | None:
-        if budget.is_spent or budget.seconds <= 0 or not self.breaker.admits():
-            return None
-        started = self._clock()
+        started = self._clock() if budget is not None else 0.0
         try:
             entry = self._store.find(key)
         except Exception as error:
             self._failed("get", key, error, budget)
             return None
-        budget.seconds -= self._clock() - started
-        self.breaker.succeeded()
+        if budget is not None:
+            budget.seconds -= self._clock() - started
+        if breaker.failures:
+            breaker.succeeded()
         return entry
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
@@ -187,7 +179,7 @@ class Guard:
     ) -> T | None:
         budget = BUDGET.get() or Budget(self._seconds)
         breaker = self.write_breaker if stage == "set" else self.breaker
-        if budget.is_spent or budget.seconds <= 0 or not breaker.admits():
+        if budget.is_over() or not breaker.admits():
             return None
         try:
             result = await self._timed(budget, method(*args), inline)

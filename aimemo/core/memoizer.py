@@ -64,14 +64,14 @@ class Memoizer:
         faults = inline.faults if inline is not None else 0
         if tiers.local is None and inline is not None:  # as below, without what an in-process tier asks for
             entry = inline.find(call.key)
-            if entry is not None and entry.fresh_until > started:
+            is_fresh = entry is not None and entry.fresh_until > started
+            if entry is not None and is_fresh:
                 value = tiers.unpack(call.policy, entry)
                 if value is not UNREADABLE:
                     self.journal.count("hit", call.policy.operation, entry, "l2")
                     return value
-                entry = None
-            found = None if entry is None else tiers.open(call.policy, entry, 0)
-            return Pending(started, found, landings, inline.faults != faults)
+            stale = None if entry is None or is_fresh else tiers.open(call.policy, entry, 0)
+            return Pending(started, stale, landings, inline.faults != faults)
         found = tiers.find(call)
         if found is None or found.entry.fresh_until <= started:
             return Pending(started, found, landings, inline is not None and inline.faults != faults)
@@ -200,7 +200,7 @@ class Memoizer:
 
     async def _recall(self, call: Call, pending: Pending) -> Any:
         started, stale, landings = pending.started, pending.stale, pending.landings
-        if landings is None or not (self.tiers.guard is None or self.tiers.guard.reads_inline):
+        if landings is None or self.tiers.waits:
             landings = self._flights.landings
             stale = await self.tiers.look(call)
             if stale is not None and stale.entry.fresh_until > self.clock():

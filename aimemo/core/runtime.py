@@ -57,12 +57,6 @@ class Failure:
         raise self.error.with_traceback(self.traceback)
 
 
-class Waiter(Protocol):
-    """Something that one caller waits on and any thread may wake, once."""
-
-    def wake(self) -> None: ...
-
-
 class Runtime(Protocol):
     """What the body of a cached call asks of the world it runs in."""
 
@@ -71,7 +65,8 @@ class Runtime(Protocol):
     def home(self) -> Any:
         """What the work of a leader that starts here depends on: an event loop, or nothing."""
 
-    def waiter(self) -> Any: ...
+    def waiter(self) -> Any:
+        """Something that one caller waits on and any thread may `wake()`, once."""
 
     async def wait(self, waiter: Any, home: Any) -> bool:
         """Wait until woken. False if the waiter will never be woken, because `home` is no longer running."""

@@ -35,6 +35,8 @@ class Tiers:
         self.local = local
         self.guard = guard
         self.inline = guard if guard is not None and guard.reads_inline else None
+        self.waits = guard is not None and self.inline is None
+        """Whether a look into the slow tier may have to wait."""
         self.journal = journal
         self.clock = clock
 
@@ -67,7 +69,7 @@ class Tiers:
     async def look(self, call: Call) -> Found | None:
         """What any tier has; fresh, else stale."""
         found = self.find(call)
-        if self.guard is None or self.guard.reads_inline or (found and found.entry.fresh_until > self.clock()):
+        if not self.waits or (found and found.entry.fresh_until > self.clock()):
             return found
         epoch = self.local.epoch if self.local is not None else 0
         entry = await self.store.get(call.key)
