@@ -25,6 +25,8 @@ _HOMES = {
     "aimemo.caches.interface": ("Cache",),
     "aimemo.caches.memory": ("InMemoryCache",),
     "aimemo.caches.sqlite": ("SQLiteCache",),
+    "aimemo.caches.redis": ("GenericRedisCache",),
+    "aimemo.caches.ai": ("AIResponseCache",),
     "aimemo.setup.config": ("cache_from_url", "configure", "get_cache"),
     "aimemo.errors": (
         "AimemoError", "AimemoWarning", "CodecError", "ConfigurationError", "IdempotencyConflictError",
@@ -52,8 +54,10 @@ if TYPE_CHECKING:
     from aimemo.cached import MISSING as MISSING
     from aimemo.cached import CachedCoroutineFunction as CachedCoroutineFunction
     from aimemo.cached import CachedFunction as CachedFunction
+    from aimemo.caches.ai import AIResponseCache as AIResponseCache
     from aimemo.caches.interface import Cache as Cache
     from aimemo.caches.memory import InMemoryCache as InMemoryCache
+    from aimemo.caches.redis import GenericRedisCache as GenericRedisCache
     from aimemo.caches.sqlite import SQLiteCache as SQLiteCache
     from aimemo.core.context import CallRecord as CallRecord
     from aimemo.core.context import bypass as bypass

@@ -11,6 +11,7 @@ import pytest
 from aimemo import Cache, InMemoryCache, SQLiteCache
 from aimemo.core.events import GATE
 from tests.kit.clock import Clock
+from tests.kit.redis_caches import redis_cache
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,13 +38,24 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def cache(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Cache]:
+def make_cache(kind: str, path: Path, clock: Clock) -> Cache:
+    match kind:
+        case "memory":
+            return InMemoryCache(clock=clock)
+        case "sqlite":
+            # Five seconds for the stores: a slow machine must not turn a hit into a miss.
+            return SQLiteCache(path, clock=clock, deadline=5)
+        case "redis":
+            return redis_cache("server", clock, strict=False, enable_l1_cache=False)
+        case "redis behind L1":
+            return redis_cache("server", clock, strict=False)
+    return redis_cache("cluster", clock, strict=False, enable_l1_cache=False)
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis", "redis behind L1", "cluster"])
+def cache(request: pytest.FixtureRequest, path: Path, clock: Clock) -> Iterator[Cache]:
     """A cache of each kind on a clock that is moved by hand."""
-    # Five seconds for the stores: a slow machine must not turn a hit into a miss.
-    file = tmp_path / "cache.db"
-    is_memory = request.param == "memory"
-    made: Cache = InMemoryCache(clock=clock) if is_memory else SQLiteCache(file, clock=clock, deadline=5)
+    made = make_cache(request.param, path, clock)
     yield made
     made.blocking.close()
 

@@ -13,6 +13,7 @@ import pytest
 import aimemo
 from aimemo import MISSING, Cache, CacheStats, InMemoryCache, SQLiteCache, cached_ai_call
 from tests.kit.clock import Clock
+from tests.kit.looking import followers, nearest_tier, until
 
 Remember = Callable[..., Any]
 
@@ -167,7 +168,7 @@ async def test_a_task_that_outlives_the_context_it_was_started_in_does_not_depen
 
 async def test_records_say_what_became_of_each_call(remember: Remember, cache: Cache, clock: Clock) -> None:
     ask = remember(ttl=10, facts=lambda answer: {"tokens": 7, "cost": 0.5}, skip_if=lambda text: text == "skipped")
-    tier = "l1" if isinstance(cache, InMemoryCache) else "l2"
+    tier = nearest_tier(cache)
     with aimemo.record_calls() as calls:
         await settled(ask("q"))
         clock.advance(3)
@@ -208,7 +209,7 @@ async def test_followers_are_recorded_as_coalesced(cache: Cache) -> None:
 
     with aimemo.record_calls() as calls:
         callers = [asyncio.create_task(ask("q")) for _ in range(3)]
-        await asyncio.sleep(0)
+        await until(lambda: followers(cache) == 3)
         gate.set()
         await asyncio.gather(*callers)
     assert sorted((call.outcome, call.tokens_saved or 0) for call in calls) == [

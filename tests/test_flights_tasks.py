@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, cached_ai_call
+from tests.kit.looking import followers, until
 
 EVERYBODY = 50
 
@@ -48,6 +49,7 @@ async def start(ask: Any, held: Held, count: int = EVERYBODY) -> list[asyncio.Ta
     """Callers that all wait for the one execution that has begun."""
     callers = [asyncio.create_task(ask("question")) for _ in range(count)]
     await held.started.wait()
+    await until(lambda: followers(ask.cache) == count)
     return callers
 
 
@@ -143,7 +145,7 @@ async def test_cancelling_every_task_right_after_a_call_began_does_not_strand_th
     held = Held()
     ask = remember(held, cache)
     caller = asyncio.create_task(ask("question"))
-    await asyncio.sleep(0)
+    await until(lambda: followers(cache) == 1)
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         task.cancel()
     await asyncio.gather(caller, return_exceptions=True)
@@ -262,20 +264,22 @@ def test_two_event_loops_one_after_the_other(cache: Cache) -> None:
 
 def test_five_loops_in_five_threads_share_one_execution(cache: Cache) -> None:
     calls: list[str] = []
-    all_joined = threading.Barrier(5, timeout=5)
+    all_joined = threading.Event()
     answers: list[Any] = []
 
     class Counted:
         async def run(self, text: str) -> list[str]:
             calls.append(text)
+            while not all_joined.is_set():
+                await asyncio.sleep(0.001)
             return [text]
 
     ask = remember(Counted(), cache)
 
     async def call() -> None:
         caller = asyncio.create_task(ask("question"))
-        await asyncio.sleep(0)  # now it leads or follows
-        all_joined.wait()
+        await until(lambda: followers(cache) == 5 or all_joined.is_set())
+        all_joined.set()
         answers.append(await asyncio.wait_for(caller, 5))
 
     threads = [threading.Thread(target=asyncio.run, args=(call(),)) for _ in range(5)]

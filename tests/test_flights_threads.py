@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, cached_ai_call
+from tests.kit.looking import followers
 
 EVERYBODY = 50
 SECONDS = 5
@@ -45,10 +46,6 @@ def remember(held: Any, cache: Cache, **options: Any) -> Any:
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(EVERYBODY) as pool:
         yield pool
-
-
-def followers(cache: Cache) -> int:
-    return sum(len(flight.waiters or ()) for flight in list(cache._flights._flights.values()))
 
 
 def start(pool: ThreadPoolExecutor, ask: Any, held: Held, count: int = EVERYBODY) -> list[Future[Any]]:

@@ -36,7 +36,7 @@ async def test_a_working_store_is_passed_through(bench: Bench) -> None:
     assert ticket == 1
     assert await bench.run(guard.set("k", ENTRY, ticket)) is True
     assert await bench.run(guard.set_many({"k": ENTRY})) == 1
-    assert await bench.run(guard.delete("k")) is True
+    assert await bench.run(guard.delete_many(["k"])) == {"k"}
     assert await bench.run(guard.sweep(Selector("all"))) == 3
     assert bench.reports == []
 
@@ -137,7 +137,7 @@ async def test_one_damaged_entry_among_many_costs_only_itself(bench: Bench) -> N
 
 @pytest.mark.parametrize("state", ["closed", "open", "budget spent"])
 @pytest.mark.parametrize(
-    "removal", [lambda g: g.delete("k"), lambda g: g.sweep(Selector("all"))], ids=["delete", "sweep"]
+    "removal", [lambda g: g.delete_many(["k"]), lambda g: g.sweep(Selector("all"))], ids=["delete", "sweep"]
 )
 async def test_a_removal_that_failed_always_raises(bench: Bench, removal: Callable[[Guard], Any], state: str) -> None:
     bench.fail()

@@ -29,7 +29,7 @@ async def test_a_hung_store_costs_one_budget_in_all(on_a_loop: Bench) -> None:
 async def test_a_removal_on_a_hung_store_ends_too(on_a_loop: Bench) -> None:
     on_a_loop.store.trouble = lambda: asyncio.sleep(3600)
     with pytest.raises(InfrastructureError):
-        await asyncio.wait_for(on_a_loop.guard.delete("k"), 1.0)
+        await asyncio.wait_for(on_a_loop.guard.delete_many(["k"]), 1.0)
 
 
 async def hold_the_loop(seconds: float = 0.2) -> None:

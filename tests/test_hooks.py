@@ -19,6 +19,7 @@ import pytest
 from aimemo import Cache, CacheEvent, InMemoryCache, ValidationError, cached_ai_call, compose_callbacks
 from aimemo.core.events import GATE, KINDS, SEED_EVENTS
 from tests.kit.clock import Clock
+from tests.kit.looking import followers, nearest_tier, until
 
 Remember = Callable[..., Any]
 PATIENCE = 0.25
@@ -63,12 +64,6 @@ async def settled(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
-async def until(is_so: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
-        while not is_so():
-            await asyncio.sleep(0.001)
-
-
 def hook_of(kind: str, body: Callable[..., Any]) -> Callable[..., Any]:
     async def in_tasks(*args: Any) -> Any:
         return body(*args)
@@ -109,7 +104,7 @@ async def test_a_call_that_fails_is_no_success_for_those_who_joined_it(cache: Ca
         raise ValueError("no")
 
     callers = [asyncio.create_task(ask("q")) for _ in range(3)]
-    await asyncio.sleep(0)
+    await until(lambda: followers(cache) == 3)
     gate.set()
     await asyncio.gather(*callers, return_exceptions=True)
     assert told == []
@@ -124,7 +119,7 @@ async def test_events_tell_what_happened(remember: Remember, cache: Cache, liste
     await settled(ask.invalidate("q"))
     await settled(ask.invalidate_all())
     hit: CacheEvent = told["hit"][0][0]
-    tier = "l1" if isinstance(cache, InMemoryCache) else "l2"
+    tier = nearest_tier(cache)
     assert (hit.kind, hit.operation, hit.tier, hit.age, hit.tokens, hit.cost) == ("hit", "ask", tier, 3, 7, 0.5)
     assert all(len(events) == 1 for events in told.values())
     assert {told[kind][0][0].digest for kind in ("hit", "miss", "set", "delete")} == {ask.key_for("q")[-32:]}
@@ -249,7 +244,7 @@ async def test_what_was_kept_is_told_although_every_caller_was_cancelled(cache: 
         return text
 
     caller = asyncio.create_task(ask("q"))
-    await asyncio.sleep(0)
+    await until(lambda: followers(cache) == 1)
     caller.cancel()
     await asyncio.sleep(0)
     gate.set()

@@ -16,14 +16,20 @@ PACKAGE = Path(aimemo.__file__).parent
 FLOORS = (
     ("errors",),
     ("core",),
-    ("stores",),
+    ("link",),
+    ("stores", "coordination"),
     ("caches",),
     ("setup",),
     ("cached", "compiled", "options", "identity", "memoized", "memoize"),
     ("management",),
     ("__main__",),
 )
-LIBRARIES = {"core": {"msgpack", "xxhash", "zstandard"}, "management": {"typer", "rich", "openai"}}
+FRONT = FLOORS[6]
+LIBRARIES = {
+    "link": {"redis", "msgpack", "xxhash"},
+    "core": {"msgpack", "xxhash", "zstandard"},
+    "management": {"typer", "rich", "openai"},
+}
 
 
 def modules() -> list[Path]:
@@ -53,7 +59,7 @@ def test_imports_go_down_only(path: Path) -> None:
     for name in imports(path):
         if name.startswith("aimemo."):
             other = name.split(".")[1]
-            is_same_part = other == own or (other in FLOORS[5] and own in FLOORS[5])
+            is_same_part = other == own or (other in FRONT and own in FRONT)
             assert is_same_part or floor(other) < floor(own), f"{path} imports {name}"
 
 
@@ -66,7 +72,7 @@ def test_each_part_imports_only_its_libraries(path: Path) -> None:
 
 def test_only_the_world_of_tasks_imports_asyncio() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in modules() if "asyncio" in set(imports(path))}
-    assert users == {"core/aio.py", "management/demo.py"}
+    assert users == {"core/aio.py", "link/aio.py", "management/demo.py"}
 
 
 def loaded_by(statement: str) -> set[str]:

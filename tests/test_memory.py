@@ -120,7 +120,7 @@ def test_the_list_the_dictionary_and_the_sizes_always_agree(steps: list[tuple[st
         elif action == "read" and store.find(key) is not None:
             read(store, key)
         elif action == "delete":
-            drive(store.delete(key))
+            drive(store.delete_many([key]))
         chain: list[Any] = []
         entry: Entry | None = store._oldest
         while entry is not None:

@@ -21,6 +21,7 @@ from aimemo.stores.sqlite import SQLiteStore
 from aimemo.stores.sqlite_file import SQLiteFile
 from aimemo.stores.tiered import TieredStore
 from tests.kit.clock import Clock
+from tests.kit.redis_caches import redis_cache
 
 TYPES = TypeResolver()
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -39,8 +40,20 @@ def sqlite(path: Path, clock: Clock, runtime: Runtime) -> Store:
 
 def guarded(path: Path, clock: Clock, runtime: Runtime) -> Store:
     store = sqlite(path, clock, runtime)
-    breaker = Breaker(clock)
-    return Guard(store, runtime, breaker, clock=clock, seconds=1, strict=True, report=lambda *_: None)
+    breakers = Breaker(clock), Breaker(clock)
+    return Guard(store, runtime, breakers, clock=clock, seconds=1, strict=True, report=lambda *_: None)
+
+
+def redis(path: Path, clock: Clock, runtime: Runtime) -> Store:
+    return redis_cache("server", clock, enable_l1_cache=False).memoizer_of(runtime.world).tiers.store
+
+
+def redis_cluster(path: Path, clock: Clock, runtime: Runtime) -> Store:
+    return redis_cache("cluster", clock, enable_l1_cache=False).memoizer_of(runtime.world).tiers.store
+
+
+def redis_behind_l1(path: Path, clock: Clock, runtime: Runtime) -> Store:
+    return redis_cache("server", clock).memoizer_of(runtime.world).tiers.store
 
 
 def tiered(path: Path, clock: Clock, runtime: Runtime) -> Store:
@@ -58,7 +71,10 @@ def run(world: str) -> Run:
     return drive if world == "threads" else asyncio.run
 
 
-@pytest.fixture(params=[memory, sqlite, guarded, tiered], ids=lambda make: make.__name__)
+STORES = [memory, sqlite, guarded, tiered, redis, redis_cluster, redis_behind_l1]
+
+
+@pytest.fixture(params=STORES, ids=lambda make: make.__name__)
 def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock, world: str, run: Run) -> Any:
     made = request.param(tmp_path, clock, ThreadRuntime() if world == "threads" else TaskRuntime())
     yield made
@@ -117,35 +133,38 @@ def test_an_entry_without_end_stays(store: Store, run: Run, entry: Any, clock: C
 
 def test_delete_tells_whether_a_usable_entry_was_there(store: Store, run: Run, entry: Any, clock: Clock) -> None:
     run(store.set("k", entry("k", ttl=10)))
-    assert run(store.delete("k")) is True
+    assert run(store.delete_many(["k"])) == {"k"}
     assert run(store.get("k")) is None
-    assert run(store.delete("k")) is False
+    assert run(store.delete_many(["k"])) == set()
     run(store.set("k", entry("k", ttl=10)))
     clock.advance(11)
-    assert run(store.delete("k")) is False
+    assert run(store.delete_many(["k"])) == set()
 
 
+A, B, C = (f"op:{operation}|txt:{text}|{text * 32}" for operation, text in (("qa", "a"), ("qa", "b"), ("qa_long", "c")))
+D = "d"
 SELECTORS = [
-    (Selector("operation", "qa"), {"a", "b"}),
-    (Selector("tag", "t"), {"b", "d"}),
-    (Selector("glob", "[ab]"), {"a", "b"}),
-    (Selector("all"), {"a", "b", "c", "d"}),
+    (Selector("operation", "qa"), {A, B}),
+    (Selector("tag", "t"), {B, D}),
+    (Selector("glob", "op:*|txt:[ab]|*"), {A, B}),
+    (Selector("glob", "?"), {D}),
+    (Selector("all"), {A, B, C, D}),
 ]
 
 
 @pytest.fixture
 def filled(store: Store, run: Run, entry: Any) -> Store:
-    run(store.set("a", entry("a", operation="qa")))
-    run(store.set("b", entry("b", operation="qa", tags=("t", "u"))))
-    run(store.set("c", entry("c", operation="qa_long", tags=("tt",))))
-    run(store.set("d", entry("d", tags=("t",))))
+    run(store.set(A, entry(A, operation="qa")))
+    run(store.set(B, entry(B, operation="qa", tags=("t", "u"))))
+    run(store.set(C, entry(C, operation="qa_long", tags=("tt",))))
+    run(store.set(D, entry(D, tags=("t",))))
     return store
 
 
 @pytest.mark.parametrize(("selector", "meant"), SELECTORS)
 def test_a_sweep_removes_exactly_what_is_meant(filled: Store, run: Run, selector: Selector, meant: set[str]) -> None:
     assert run(filled.sweep(selector)) == len(meant)
-    assert {key for key in "abcd" if run(filled.get(key)) is None} == meant
+    assert {key for key in (A, B, C, D) if run(filled.get(key)) is None} == meant
     assert run(filled.sweep(selector)) == 0
 
 
@@ -154,24 +173,31 @@ def test_a_sweep_counts_only_what_was_usable(filled: Store, run: Run, clock: Clo
     assert run(filled.sweep(Selector("all"))) == 0
 
 
-@pytest.mark.parametrize("selector", [Selector("key", "b"), *(selector for selector, _ in SELECTORS)])
+@pytest.mark.parametrize("selector", [Selector("key", B), *(selector for selector, meant in SELECTORS if B in meant)])
 def test_a_ticket_is_void_once_an_invalidation_means_it(store: Store, run: Run, entry: Any, selector: Selector) -> None:
-    ticket = run(store.ticket("b", "qa", ("t",)))
-    run(store.delete(selector.name) if selector.kind == "key" else store.sweep(selector))
-    made = entry("b", operation="qa", tags=("t",))
-    assert run(store.set("b", made, ticket)) is False
-    assert run(store.get("b")) is None
+    ticket = run(store.ticket(B, "qa", ("t",)))
+    run(store.delete_many([selector.name]) if selector.kind == "key" else store.sweep(selector))
+    made = entry(B, operation="qa", tags=("t",))
+    assert run(store.set(B, made, ticket)) is False
+    assert run(store.get(B)) is None
 
 
 @pytest.mark.parametrize(
     "selector",
-    [Selector("key", "c"), Selector("operation", "q"), Selector("tag", "tt"), Selector("glob", "[^b]")],
+    [Selector("key", C), Selector("operation", "q"), Selector("tag", "tt"), Selector("glob", "[^b]")],
 )
-def test_a_ticket_outlives_what_does_not_mean_it(store: Store, run: Run, entry: Any, selector: Selector) -> None:
-    ticket = run(store.ticket("b", "qa", ("t",)))
-    run(store.delete(selector.name) if selector.kind == "key" else store.sweep(selector))
-    made = entry("b", operation="qa", tags=("t",))
-    assert run(store.set("b", made, ticket)) is True
+def test_a_ticket_outlives_what_does_not_mean_it(
+    store: Store, run: Run, entry: Any, selector: Selector, request: pytest.FixtureRequest
+) -> None:
+    store_name = request.node.callspec.params["store"].__name__
+    ticket = run(store.ticket(B, "qa", ("t",)))
+    run(store.delete_many([selector.name]) if selector.kind == "key" else store.sweep(selector))
+    made = entry(B, operation="qa", tags=("t",))
+    kept = run(store.set(B, made, ticket))
+    if selector.kind == "glob" and "redis" in store_name:
+        assert kept is False, "Redis cannot tell which of the keys being computed a glob means"
+    else:
+        assert kept is True
 
 
 def test_a_ticket_taken_after_an_invalidation_is_good(store: Store, run: Run, entry: Any) -> None:

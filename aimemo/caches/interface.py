@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
@@ -9,6 +10,7 @@ from typing import Any, Self
 from aimemo.caches.blocking import BlockingCache
 from aimemo.caches.surface import Surface
 from aimemo.core.events import KINDS, SEED_EVENTS, CacheEvent
+from aimemo.core.guard import Breaker
 from aimemo.core.journal import Journal
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import check_settings
@@ -72,6 +74,7 @@ class Cache(Surface):
         self.wall_clock: Clock = clock or time.time
         self.types = self.types_for(())
         self.journal = Journal(self.clock)
+        self._breakers = tuple(Breaker(time.monotonic, self.journal.breaker) for _ in ("reads", "writes"))
         self._flights = Flights()
         self._memoizers: dict[str, Memoizer] = {}
         self.claims: dict[str, tuple[str, str | None]] = {}
@@ -142,7 +145,9 @@ class Cache(Surface):
 
     def stats(self) -> CacheStats:
         """A snapshot of the counts, in all and by operation."""
-        return self.journal.stats.snapshot(self._local.entries() if self._local is not None else ())
+        snapshot = self.journal.stats.snapshot(self._local.entries() if self._local is not None else ())
+        is_open = any(breaker.state == "open" for breaker in self._breakers)
+        return dataclasses.replace(snapshot, breaker="open") if is_open else snapshot
 
     def on(self, kind: str, function: Callable[[CacheEvent], Any]) -> None:
         """Call `function`, plain or async, with the `CacheEvent` of everything of this kind.

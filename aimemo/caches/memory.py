@@ -31,6 +31,13 @@ class InMemoryCache(Cache):
         self.max_bytes = max_bytes
         self._store = MemoryStore(max_size, max_bytes, clock=self.clock, left=self.journal.left)
 
+    @classmethod
+    def over(cls, store: MemoryStore, **settings: Any) -> InMemoryCache:
+        """A cache over a store that is there already: the in-process tier of another cache."""
+        cache = cls(store.max_size, **settings)
+        cache._store = store
+        return cache
+
     @property
     def _local(self) -> MemoryStore:
         return self._store

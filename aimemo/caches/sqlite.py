@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aimemo.caches.interface import Cache
-from aimemo.core.guard import Breaker, Guard
+from aimemo.core.guard import Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Runtime
 from aimemo.core.tiers import Tiers
@@ -38,7 +38,6 @@ class SQLiteCache(Cache):
             raise ValidationError("path must name a file; it names a folder, or nothing", {"path": path})
         self.path = Path(path)
         self._file = SQLiteFile(path, busy_seconds=self.deadline, damaged=self._damaged)
-        self._breaker = Breaker(time.monotonic)
 
     def __repr__(self) -> str:
         return f"<SQLiteCache path={str(self.path)!r} namespace={self.namespace!r} default_ttl={self.default_ttl}>"
@@ -52,7 +51,7 @@ class SQLiteCache(Cache):
             compression_threshold=self.compression_threshold, compression_level=self.compression_level,
         )  # fmt: skip
         guard = Guard(
-            store, runtime, self._breaker, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
+            store, runtime, self._breakers, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
             report=self.journal.error,
         )  # fmt: skip
         tiers = Tiers(store=guard, local=None, guard=guard, journal=self.journal, clock=self.clock)

@@ -88,9 +88,9 @@ class Surface:
     async def ttl(self, key: str) -> float | None:
         """Seconds for which a key stays fresh; None if it is not there or never expires."""
         found = await self.memoizer.look(self._call(key))
-        if found is None or found.entry.fresh_until == float("inf"):
+        if found is None or found.entry.expires_at == float("inf"):
             return None
-        return found.entry.fresh_until - self.memoizer.clock()
+        return found.entry.expires_at - self.memoizer.clock()
 
     async def clear(self) -> int:
         """Remove all entries of this namespace; how many there were. Raises as `delete`."""
@@ -114,10 +114,7 @@ class Surface:
 
     async def delete_many(self, keys: Iterable[str]) -> int:
         """Remove keys; how many were there. Raises as `delete`."""
-        count = 0
-        for key in list(keys):
-            count += await self.delete(key)
-        return count
+        return await self.memoizer.delete_many([_checked(key) for key in dict.fromkeys(keys)])
 
     async def invalidate_pattern(self, pattern: str) -> int:
         r"""Remove the keys that a glob matches (`*`, `?`, `[a-z]`, `[^a]`, `\`); how many. Raises as `delete`."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 from aimemo.core.runtime import (
     HOOK_DEADLINE,
+    LATE,
     Answer,
     Failure,
     HeldUp,
@@ -28,7 +31,6 @@ log = logging.getLogger("aimemo")
 WORKERS: Final = 4
 
 _HOME_CHECK: Final = 0.5
-_LATE: Final = 0.02
 
 # The event loop keeps only weak references to tasks.
 _tasks: set[asyncio.Task[Any]] = set()
@@ -80,10 +82,48 @@ class _TaskWaiter:
             self.future.set_result(None)
 
 
+class TimeLimit:
+    """Ends the block that it stands around at `until`, on the monotonic clock.
+
+    A timer that fires late says that something held the loop: what is ready by then gets one more moment.
+
+    Raises:
+        TimeoutError: the time was over; `HeldUp` if the loop was held meanwhile.
+    """
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self._has_cancelled = False
+        self._was_held_up = False
+
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancellations = task.cancelling()
+        self._timer = self._loop.call_later(self._until - time.monotonic(), self._end)
+
+    def _end(self) -> None:
+        if not self._was_held_up and time.monotonic() - self._until > LATE:
+            self._was_held_up = True
+            self._timer = self._loop.call_later(LATE, self._end)
+        else:
+            self._has_cancelled = True
+            self._task.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._timer.cancel()
+        is_ours = self._has_cancelled and self._task.uncancel() <= self._cancellations
+        if is_ours and kind is asyncio.CancelledError:
+            raise (HeldUp if self._was_held_up else TimeoutError)("no answer in time") from None
+
+
 class TaskRuntime:
     """The world of tasks, on whichever event loop is running."""
 
     world = "tasks"
+    can_be_held_up = True
 
     def home(self) -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
@@ -100,6 +140,10 @@ class TaskRuntime:
                 return False
             await asyncio.wait({waiter.future}, timeout=_HOME_CHECK)
         return True
+
+    async def wait_at_most(self, seconds: float, waiter: _TaskWaiter) -> None:
+        with contextlib.suppress(TimeoutError):
+            await self.within(seconds, waiter.future)
 
     def is_running(self, home: asyncio.AbstractEventLoop) -> bool:
         return home.is_running()
@@ -136,22 +180,19 @@ class TaskRuntime:
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(_workers.pool(), context.run, function, *args)
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        task = asyncio.ensure_future(awaitable)
-        is_late = False
+    async def together(self, *bodies: Coroutine[Any, Any, T]) -> list[T]:
+        if len(bodies) == 1:
+            return [await bodies[0]]
+        tasks = [_start(body) for body in bodies]
         try:
-            await asyncio.wait({task}, timeout=seconds)
-            is_late = loop.time() - deadline > _LATE  # the user's code held the loop
-            if is_late and not task.done():
-                await asyncio.wait({task}, timeout=_LATE)  # what is ready by now was in time
+            return await asyncio.gather(*tasks)
         finally:
-            if not task.done():
+            for task in tasks:
                 task.cancel()
-        if not task.done():
-            raise (HeldUp if is_late else TimeoutError)(f"no answer within {seconds:.3f} s")
-        return task.result(), is_late
+
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
+        async with TimeLimit(time.monotonic() + seconds):
+            return await awaitable
 
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         try:

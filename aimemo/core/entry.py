@@ -13,14 +13,17 @@ Address = tuple[Any, ...]
 class Entry:
     """An answer with its times and the facts about the call that gave it.
 
-    All times are seconds of the clock of the process's cache. `hits` is the hit count, the recency bit
-    of the eviction (with `seen`, its value when the eviction last looked) and the source of what was
-    saved. `front` and `address` say where the one front index that knows this entry holds it.
+    All times are seconds of the clock of the process's cache. `expires_at` is when the answer is no longer
+    fresh wherever it is stored; `fresh_until` may come before that in this process. `hits` is the hit
+    count, the recency bit of the eviction (with `seen`, its value when the eviction last looked) and the
+    source of what was saved. `front` and `address` say where the one front index that knows this entry
+    holds it.
     """
 
     __slots__ = (
         "address",
         "created",
+        "expires_at",
         "facts",
         "fresh_until",
         "front",
@@ -59,7 +62,7 @@ class Entry:
         self.payload: bytes | None = payload
         self.raw_size = self.stored_size = len(payload)
         self.created = created
-        self.fresh_until = fresh_until
+        self.fresh_until = self.expires_at = fresh_until
         self.usable_until = usable_until
         self.seconds = seconds
         self.facts = facts

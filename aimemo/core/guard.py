@@ -7,14 +7,15 @@ a sweep that the store did not acknowledge raises, because silence there would b
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, TypeVar
 
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
 from aimemo.core.ports import Clock, Selector, Store
-from aimemo.core.runtime import HeldUp, Runtime
+from aimemo.core.runtime import LATE, HeldUp, Runtime
 from aimemo.errors import CodecError, InfrastructureError
 
 T = TypeVar("T")
@@ -24,7 +25,10 @@ log = logging.getLogger("aimemo")
 FAILURES_TO_OPEN: Final = 5
 PROBE_INTERVAL: Final = 1.0
 DELETE_SECONDS: Final = 0.5
+DELETE_SECONDS_EACH: Final = 0.001
 SWEEP_SECONDS: Final = 60.0
+
+_READS: Final = ("get", "ticket")
 
 NO_TICKET: Final = object()
 """The store could not give a ticket: what is computed now must not be written to it."""
@@ -34,12 +38,16 @@ Report = Callable[[str, str, BaseException], None]
 
 
 class Budget:
-    """How long the stores may take within one call, and whether they have failed it already."""
+    """How long the stores may take within one call, and whether they have failed it already.
 
-    __slots__ = ("is_spent", "seconds")
+    `until`, on the monotonic clock, is when the operation that is under way must end.
+    """
+
+    __slots__ = ("is_spent", "seconds", "until")
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.until = time.monotonic() + seconds
         self.is_spent = False
 
     def is_over(self) -> bool:
@@ -50,11 +58,22 @@ class Budget:
 BUDGET: Final[ContextVar[Budget | None]] = ContextVar("aimemo_budget", default=None)
 
 
-class Breaker:
-    """After some failures in a row a store is left alone, but for one probe per interval."""
+def time_limit(seconds: float) -> float:
+    """When what a store does now must end, on the monotonic clock: in `seconds`, or with the budget before that."""
+    limit = time.monotonic() + seconds
+    budget = BUDGET.get()
+    return limit if budget is None else min(limit, budget.until)
 
-    def __init__(self, clock: Clock) -> None:
+
+class Breaker:
+    """After some failures in a row a store is left alone, but for one probe per interval.
+
+    `changed` is called with each new state, `open` or `closed`.
+    """
+
+    def __init__(self, clock: Clock, changed: Callable[[str], None] = lambda state: None) -> None:
         self._clock = clock
+        self._changed = changed
         self.failures = 0
         self._next_probe = 0.0
 
@@ -75,6 +94,8 @@ class Breaker:
         if self.failures:
             if self.failures >= FAILURES_TO_OPEN:
                 log.warning("the store answers again")
+                self.failures = 0
+                self._changed("closed")
             self.failures = 0
 
     def failed(self, error: BaseException) -> None:
@@ -85,16 +106,14 @@ class Breaker:
                 "the store failed %d times in a row (last with %s) and is left alone but for a probe every %g s",
                 *(FAILURES_TO_OPEN, type(error).__name__, PROBE_INTERVAL),
             )
-
-
-async def _inline(seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
-    return await awaitable, False
+            self._changed("open")
 
 
 class Guard:
     """A store that keeps to a budget and hides its faults.
 
     Args:
+        breakers: of the reads, and of the writes: a full disk or a read-only replica is no reason not to read.
         clock: of real seconds, whatever clock the entries live by: it times waiting.
         seconds: the budget of one call.
         strict: raise `InfrastructureError` for every fault instead of hiding it.
@@ -102,12 +121,12 @@ class Guard:
     """
 
     def __init__(
-        self, store: Store, runtime: Runtime, breaker: Breaker, *,
+        self, store: Store, runtime: Runtime, breakers: Sequence[Breaker], *,
         clock: Clock, seconds: float, strict: bool, report: Report,
     ) -> None:  # fmt: skip
         self.reads_inline = store.reads_inline
-        self.breaker = breaker
-        self.write_breaker = Breaker(clock)  # a full disk or a read-only replica is no reason not to read
+        self.keeps_time = True
+        self.breaker, self.write_breaker = breakers
         self.faults = 0
         self._store = store
         self._runtime = runtime
@@ -122,11 +141,17 @@ class Guard:
         budget.is_spent = is_spent
         return BUDGET.set(budget)
 
+    def renew_budget(self) -> None:
+        """Start anew, unless the store has failed: its caller is going to wait for something else."""
+        budget = BUDGET.get()
+        if budget is not None:
+            budget.seconds = self._seconds
+
     async def connect(self) -> None:
         await self._store.connect()
 
     async def get(self, key: str) -> Entry | None:
-        return self.find(key) if self.reads_inline else await self._ask("get", key, self._store.get, key)
+        return self.find(key) if self.reads_inline else await self.ask("get", key, self._store.get, key)
 
     def find(self, key: str) -> Entry | None:
         """As `get`, where reads are inline."""
@@ -146,60 +171,74 @@ class Guard:
         return entry
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
-        answers = await self._ask("get", "", self._store.get_many, keys, inline=self.reads_inline) or {}
+        answers = await self.ask("get", "", self._store.get_many, keys) or {}
         for key, answer in answers.items():
             if isinstance(answer, DamagedEntry):
                 self._report("get", key, answer)
         return {key: answer for key, answer in answers.items() if isinstance(answer, Entry)}
 
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
-        inline = self.reads_inline
-        ticket = await self._ask("ticket", key, self._store.ticket, key, operation, tags, inline=inline)
+        ticket = await self.ask("ticket", key, self._store.ticket, key, operation, tags)
         return NO_TICKET if ticket is None else ticket
 
     async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
         if ticket is NO_TICKET:
             return None
-        return await self._ask("set", key, self._store.set, key, entry, ticket)
+        return await self.ask("set", key, self._store.set, key, entry, ticket)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
-        return await self._ask("set", "", self._store.set_many, entries)
+        return await self.ask("set", "", self._store.set_many, entries)
 
-    async def delete(self, key: str) -> bool:
-        return await self._insist("delete", key, DELETE_SECONDS, self._store.delete(key))
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        keys = list(keys)
+        seconds = DELETE_SECONDS + len(keys) * DELETE_SECONDS_EACH
+        return await self._insist("delete", keys[0] if keys else "", seconds, self._store.delete_many, keys)
 
     async def sweep(self, selector: Selector) -> int:
-        return await self._insist("invalidate", "", SWEEP_SECONDS, self._store.sweep(selector))
+        return await self._insist("invalidate", "", SWEEP_SECONDS, self._store.sweep, selector)
 
     async def close(self) -> None:
         await self._store.close()
 
-    async def _ask(
-        self, stage: str, key: str, method: Callable[..., Awaitable[T]], *args: Any, inline: bool = False
-    ) -> T | None:
-        budget = BUDGET.get() or Budget(self._seconds)
-        breaker = self.write_breaker if stage == "set" else self.breaker
-        if budget.is_over() or not breaker.admits():
-            return None
+    async def ask(self, stage: str, key: str, method: Callable[..., Awaitable[T]], *args: Any) -> T | None:
+        """What `method` gives, within the budget of this call; None if the store is in trouble."""
+        budget, token = BUDGET.get(), None
+        if budget is None:
+            token = self.start_call()
+            budget = BUDGET.get()
+            assert budget is not None
         try:
-            result = await self._timed(budget, method(*args), inline)
-        except Exception as error:
-            self._failed(stage, key, error, budget)
-            return None
-        breaker.succeeded()
-        return result
+            breaker = self._breaker(stage)
+            if budget.is_over() or not breaker.admits():
+                return None
+            is_inline = self.reads_inline and stage in _READS
+            started = self._clock()
+            try:
+                result = await self._within(budget, budget.seconds, is_inline, method(*args))
+            except Exception as error:
+                self._failed(stage, key, error, budget)
+                return None
+            taken = self._clock() - started
+            if taken <= budget.seconds + LATE or is_inline or not self._runtime.can_be_held_up:
+                budget.seconds -= taken
+            breaker.succeeded()
+            return result
+        finally:
+            if token is not None:
+                BUDGET.reset(token)
 
-    async def _timed(self, budget: Budget, awaitable: Awaitable[T], inline: bool) -> T:
-        started = self._clock()
-        within = _inline if inline else self._runtime.within
-        result, was_held_up = await within(budget.seconds, awaitable)
-        if not was_held_up:
-            budget.seconds -= self._clock() - started
-        return result
+    async def _within(self, budget: Budget, seconds: float, is_inline: bool, awaitable: Awaitable[T]) -> T:
+        budget.until = time.monotonic() + seconds
+        if self._store.keeps_time or is_inline:
+            return await awaitable
+        return await self._runtime.within(seconds, awaitable)
+
+    def _breaker(self, stage: str) -> Breaker:
+        return self.breaker if stage == "get" else self.write_breaker
 
     def _failed(self, stage: str, key: str, error: Exception, budget: Budget | None) -> None:
         self.faults += 1
-        breaker = self.write_breaker if stage == "set" else self.breaker
+        breaker = self._breaker(stage)
         if isinstance(error, CodecError):  # one entry's fault: the store did answer
             breaker.succeeded()
         else:
@@ -211,12 +250,16 @@ class Guard:
         if self._strict and not isinstance(error, DamagedEntry):
             raise InfrastructureError(f"the store failed in {stage}: {type(error).__name__}") from error
 
-    async def _insist(self, stage: str, key: str, seconds: float, awaitable: Awaitable[T]) -> T:
+    async def _insist(self, stage: str, key: str, seconds: float, method: Callable[..., Awaitable[T]], *args: Any) -> T:
+        budget = Budget(seconds)
+        token = BUDGET.set(budget)
         try:
-            result, _ = await self._runtime.within(seconds, awaitable)
+            result = await self._within(budget, seconds, False, method(*args))
         except Exception as error:
-            self.breaker.failed(error)
+            self.write_breaker.failed(error)
             self._report(stage, key, error)
             raise InfrastructureError(f"the store did not acknowledge the {stage}: {type(error).__name__}") from error
-        self.breaker.succeeded()
+        finally:
+            BUDGET.reset(token)
+        self.write_breaker.succeeded()
         return result

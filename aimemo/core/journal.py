@@ -134,6 +134,10 @@ class Journal:
         log.debug("%s failed at:\n%s", reason, frames(error))
         self._post("error", operation, key, reason=reason, error=type(error).__name__)
 
+    def breaker(self, state: str) -> None:
+        """A store is left alone from now on (`open`), or it is asked again (`closed`)."""
+        self._post("error", "", "", reason=f"breaker_{state}")
+
     def warn(self, text: str) -> None:
         """Tell the user of something in the use of the cache that costs answers."""
         try:

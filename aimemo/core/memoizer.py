@@ -17,6 +17,7 @@ from aimemo.core.call import Call, Found, Pending
 from aimemo.core.context import Outcome, current_mode
 from aimemo.core.entry import Entry
 from aimemo.core.events import GATE, Tier
+from aimemo.core.fleet import Fleet
 from aimemo.core.guard import BUDGET
 from aimemo.core.ports import Selector
 from aimemo.core.runtime import Answer, Failure, Runtime
@@ -40,16 +41,20 @@ class Memoizer:
     """One cache in one world.
 
     Args:
+        fleet: the processes that share the store, if they compute each key only once.
         enabled: False lets every call through and keeps nothing.
     """
 
-    def __init__(self, tiers: Tiers, runtime: Runtime, flights: Flights, *, enabled: bool = True) -> None:
+    def __init__(
+        self, tiers: Tiers, runtime: Runtime, flights: Flights, *, fleet: Fleet | None = None, enabled: bool = True
+    ) -> None:
         self.tiers = tiers
         self.runtime = runtime
         self.enabled = enabled
         self.clock = tiers.clock
         self.journal = tiers.journal
         self._flights = flights
+        self._fleet = fleet
 
     def recall_at_once(self, call: Call) -> Any:
         """The answer to a call if it is fresh in a tier that is read without waiting; else a `Pending`.
@@ -108,7 +113,7 @@ class Memoizer:
     async def _drop_replaced(self, key: str) -> None:
         """An answer that was to be replaced must not come back because the new one could not be kept."""
         with contextlib.suppress(InfrastructureError):  # it has been reported
-            await self.tiers.store.delete(key)
+            await self.tiers.store.delete_many([key])
 
     async def look(self, call: Call) -> Found | None:
         """What is stored and fresh, without calling or counting anything."""
@@ -157,18 +162,23 @@ class Memoizer:
         return True
 
     async def delete(self, key: str) -> bool:
-        """Remove a key, and let no computation that began before be kept or joined.
+        """As `delete_many`, of one key. Whether it was there."""
+        return await self.delete_many([key]) == 1
+
+    async def delete_many(self, keys: Sequence[str]) -> int:
+        """Remove keys, and let no computation that began before be kept or joined. How many were there.
 
         Raises:
             InfrastructureError: if the store did not acknowledge it.
         """
-        existed = await self._then_detach(self.tiers.store.delete(key), Selector("key", key))
-        self.journal.deleted(key, existed)
+        existed = await self._then_detach(self.tiers.store.delete_many(keys), *(Selector("key", key) for key in keys))
+        for key in keys:
+            self.journal.deleted(key, key in existed)
         await self.deliver()
-        return existed
+        return len(existed)
 
     async def sweep(self, selector: Selector) -> int:
-        """Remove all that match; as `delete`."""
+        """Remove all that match; how many. Raises as `delete_many`."""
         count = await self._then_detach(self.tiers.store.sweep(selector), selector)
         operation = selector.name if selector.kind == "operation" else ""
         self.journal.invalidated(selector.kind, operation, count)
@@ -180,11 +190,12 @@ class Memoizer:
         if self.journal.bus.pending:
             await self.journal.bus.deliver(self.runtime)
 
-    async def _then_detach(self, body: Coroutine[Any, Any, T], selector: Selector) -> T:
+    async def _then_detach(self, body: Coroutine[Any, Any, T], *selectors: Selector) -> T:
         try:
             return await body
         finally:
-            self._flights.detach(selector)
+            for selector in selectors:
+                self._flights.detach(selector)
 
     async def _within_budget(self, body: Coroutine[Any, Any, T], *, is_spent: bool = False) -> T:
         if self.tiers.guard is None:
@@ -282,8 +293,24 @@ class Memoizer:
         if landings not in (_REPLACES, self._flights.landings):  # a flight has landed since the caller looked
             found = await self.tiers.find_fresh(call)
             if found is not None:
-                self.tiers.aim(call, found.entry)
-                return Landing(Answer(found.value), "hit", found.entry, found.tier)
+                return self._land_found(call, found)
+        if self._fleet is None or landings == _REPLACES:
+            return await self._compute(flight, call, stale)
+        turn = await self._fleet.turn(call, is_nested=len(_LEADING.get()) > 1)
+        if isinstance(turn, Found):
+            return self._land_found(call, turn)
+        landing = None
+        try:
+            landing = await self._compute(flight, call, stale)
+        finally:
+            await self._fleet.leave(call, turn, landing)
+        return landing
+
+    def _land_found(self, call: Call, found: Found) -> Landing:
+        self.tiers.aim(call, found.entry)
+        return Landing(Answer(found.value), "hit", found.entry, found.tier)
+
+    async def _compute(self, flight: Flight, call: Call, stale: Found | None) -> Landing:
         ticket = await self.tiers.store.ticket(call.key, call.policy.operation, call.tags)
         started = self.clock()
         token = BUDGET.set(None)  # what the function asks of caches is not this call's
@@ -301,9 +328,9 @@ class Memoizer:
         return await self._land_answer(flight, call, result, self.clock() - started, ticket)
 
     async def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
-        if stale is not None and call.policy.covers_error(stale.entry, self.clock()):
+        if stale is not None:
             still = await self.tiers.look(call)  # it may have been invalidated meanwhile
-            if still is not None:
+            if still is not None and call.policy.covers_error(still.entry, self.clock()):
                 return Landing(Answer(still.value), "stale", still.entry, still.tier, error=failure.error)
         return Landing(failure, error=failure.error)
 

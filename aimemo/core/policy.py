@@ -17,6 +17,7 @@ from aimemo.errors import ValidationError
 
 MAX_TTL: Final = 365 * 24 * 3600
 NEVER: Final = float("inf")
+REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://", "redis+cluster://", "redis+sentinel://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,19 @@ def _fraction(name: str, value: Any) -> str | None:
     return None if is_number and 0 <= value < 1 else f"{name} must be a fraction from 0 to below 1"
 
 
+def _redis_url(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"{name} must be a string"
+    if not value.strip():
+        return f"{name} cannot be empty"
+    if not value.startswith(REDIS_SCHEMES):
+        *first, last = (repr(scheme) for scheme in REDIS_SCHEMES)
+        return f"{name} must start with {', '.join(first)} or {last}"
+    scheme, _, rest = value.partition("://")
+    host = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
+    return None if host.strip(":,") or scheme == "unix" else f"{name} must include host information"
+
+
 _NON_NEGATIVE = _integer(0, "a non-negative integer")
 _POSITIVE = _integer(1, "a positive integer")
 _BOOLEAN = _of_type(bool, "a boolean")
@@ -164,6 +178,10 @@ LIMITS: Final[dict[str, Check]] = {
     "l1_cache_size": _POSITIVE,
     "enable_l1_cache": _BOOLEAN,
     "fail_on_connection_error": _BOOLEAN,
+    "leases": _BOOLEAN,
+    "redis_url": _redis_url,
+    "max_connections": _POSITIVE,
+    "connect_timeout": _positive_seconds,
     "strict": _BOOLEAN,
     "enabled": _BOOLEAN,
     "namespace": _namespace,

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from aimemo.core.entry import Address, Entry
 from aimemo.core.envelope import DamagedEntry
+from aimemo.core.runtime import Runtime
 
 Clock = Callable[[], float]
 """Seconds, never going back within one process."""
@@ -89,6 +90,9 @@ class Store(Protocol):
     reads_inline: bool
     """Reads never wait for anything: `find` may be called, and no timer is set over the other reads."""
 
+    keeps_time: bool
+    """Every operation ends by itself when `guard.BUDGET` is over: no timer is set over any of them."""
+
     def find(self, key: str) -> Entry | None:
         """As `get`, as a plain call; only of a store whose reads are inline."""
 
@@ -118,13 +122,54 @@ class Store(Protocol):
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
         """Keep entries without tickets; how many were kept."""
 
-    async def delete(self, key: str) -> bool:
-        """Remove a key and void every ticket for it. Whether a usable entry was there."""
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        """Remove keys and void every ticket for them. Those that had a usable entry."""
 
     async def sweep(self, selector: Selector) -> int:
         """Remove all that match and void every matching ticket. How many usable entries were removed."""
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What came of asking for a lock.
+
+    Attributes:
+        state: `ours`; `theirs`, who hold it now; or `free`, which nobody needs to wait for: its last holder
+            had nothing to keep, or this process holds it itself.
+        fence: grows with every lease of a lock, for whoever has to refuse the work of a holder of old.
+    """
+
+    name: str
+    state: Literal["ours", "theirs", "free"]
+    token: str = ""
+    fence: int = 0
+
+
+class Lock(Protocol):
+    """A lock between processes: a lease that ends by itself unless it is renewed."""
+
+    async def acquire(self, name: str) -> Lease:
+        """Ask, without waiting. A lease that is ours is renewed until it is released."""
+
+    async def release(self, lease: Lease, *, unkept: bool = False) -> bool:
+        """Give back a lease that is ours; False if it was lost meanwhile.
+
+        `unkept` says to those who wait that there will be no answer to wait for.
+        """
+
+
+class Listener(Protocol):
+    """Hears what other processes invalidate, once it is awake."""
+
+    is_awake: bool
+
+    async def awake(self, runtime: Runtime) -> None:
+        """Begin to listen; returns when that is so, or could not be done, or the budget of the call is over."""
+
+    def sleep(self) -> None:
+        """Stop listening."""
 
 
 class LocalStore(Store, Protocol):
@@ -141,5 +186,8 @@ class LocalStore(Store, Protocol):
 
     def aim(self, entry: Entry, front: dict[Address, Entry], address: Address) -> None:
         """Let a front index find this entry, for as long as this store holds it."""
+
+    def invalidate(self, selector: Selector) -> None:
+        """As `delete_many` and `sweep`, as a plain call."""
 
     def entries(self) -> list[Entry]: ...

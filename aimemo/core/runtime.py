@@ -31,6 +31,10 @@ HOOK_DEADLINE: Final = 0.1
 """Seconds that a hook may hold a caller up."""
 
 
+LATE: Final = 0.02
+"""Seconds by which a timer may be late before something is said to have held the thread up."""
+
+
 class HeldUp(TimeoutError):
     """A timer fired late, because something else held the thread: that says nothing about what was waited for."""
 
@@ -62,6 +66,9 @@ class Runtime(Protocol):
 
     world: str
 
+    can_be_held_up: bool
+    """Between the arrival of an answer and its receiver, others may run for long."""
+
     def home(self) -> Any:
         """What the work of a leader that starts here depends on: an event loop, or nothing."""
 
@@ -73,6 +80,9 @@ class Runtime(Protocol):
 
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         """Run a user's function. An interruption from outside is raised, its own errors are returned."""
+
+    async def wait_at_most(self, seconds: float, waiter: Any) -> None:
+        """Wait until woken, or no longer."""
 
     def is_running(self, home: Any) -> bool:
         """Whether work that depends on `home` can go on."""
@@ -94,8 +104,11 @@ class Runtime(Protocol):
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         """Call something that blocks for long."""
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
-        """Await, for at most so long. What came, and whether it was held up by others.
+    async def together(self, *bodies: Coroutine[Any, Any, T]) -> list[T]:
+        """Run bodies at the same time where that is possible; the first error ends all."""
+
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
+        """Await, for at most so long where something else can run meanwhile.
 
         Raises:
             TimeoutError: nothing came; `HeldUp` if others held the thread meanwhile.
@@ -133,6 +146,7 @@ class ThreadRuntime:
     """The world of threads: whatever waits blocks its thread."""
 
     world = "threads"
+    can_be_held_up = False
 
     def home(self) -> None:
         return None
@@ -142,6 +156,9 @@ class ThreadRuntime:
 
     async def wait(self, waiter: _ThreadWaiter, home: None) -> bool:
         return waiter.event.wait()
+
+    async def wait_at_most(self, seconds: float, waiter: _ThreadWaiter) -> None:
+        waiter.event.wait(seconds)
 
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         return _attempt(thunk)  # a plain call: a StopIteration must not pass through a coroutine
@@ -173,8 +190,15 @@ class ThreadRuntime:
     async def offload(self, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
 
-    async def within(self, seconds: float, awaitable: Awaitable[T]) -> tuple[T, bool]:
-        return await awaitable, False
+    async def together(self, *bodies: Coroutine[Any, Any, T]) -> list[T]:
+        try:
+            return [await body for body in bodies]
+        finally:
+            for body in bodies:
+                body.close()
+
+    async def within(self, seconds: float, awaitable: Awaitable[T]) -> T:
+        return await awaitable
 
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         return _call_hook(function, args, HOOK_DEADLINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from aimemo.core.entry import Entry
 
@@ -52,7 +52,8 @@ class CacheStats:
 
     Every lookup is exactly one of `hits` (`l1_hits` + `l2_hits`), `stale_hits`, `misses`, `coalesced`.
     `hit_rate` is (hits + stale_hits + coalesced) / lookups, from 0 to 1. Bytes count what was set:
-    packed (`bytes_raw`) and as the store keeps it (`bytes_stored`).
+    packed (`bytes_raw`) and as the store keeps it (`bytes_stored`). `breaker` is `open` while a store that
+    failed is left alone, but for a probe now and then.
     """
 
     hits: int = 0
@@ -72,6 +73,7 @@ class CacheStats:
     cost_saved: float = 0.0
     bytes_raw: int = 0
     bytes_stored: int = 0
+    breaker: Literal["closed", "open"] = "closed"
     by_operation: dict[str, CacheStats] = field(default_factory=dict)
 
     @classmethod
@@ -100,6 +102,7 @@ class CacheStats:
             f"{self.hit_rate:6.1%} of {lookups} lookups: {self.hits} hits, {self.stale_hits} stale, "
             f"{self.coalesced} coalesced, {self.misses} misses; {self.seconds_saved:.1f} s saved; "
             f"{self.bytes_raw} B raw, {self.bytes_stored} B stored; {self.errors} errors"
+            f"{'; the store is left alone' if self.breaker == 'open' else ''}"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aimemo.caches.interface import Cache
+from aimemo.core.policy import REDIS_SCHEMES
 from aimemo.core.runtime import fork_safe_lock
 from aimemo.errors import ConfigurationError
 
@@ -18,7 +19,10 @@ _listeners: list[Callable[[], None]] = []
 
 
 def cache_from_url(url: str, **settings: Any) -> Cache:
-    """The cache that a URL names: `memory://`, `sqlite:///relative.db` or `sqlite:////absolute.db`.
+    """The cache that a URL names.
+
+    `memory://`, `sqlite:///relative.db`, `sqlite:////absolute.db`, or one of those that
+    `GenericRedisCache` takes: `redis://`, `rediss://`, `unix://`, `redis+cluster://`, `redis+sentinel://`.
 
     Args:
         settings: as of the cache's class.
@@ -59,7 +63,17 @@ def _sqlite(url: str, settings: dict[str, Any]) -> Cache:
     return SQLiteCache(os.path.expanduser(urllib.parse.unquote(path)), **settings)
 
 
-_SCHEMES: Final[Mapping[str, Callable[[str, dict[str, Any]], Cache]]] = {"memory": _memory, "sqlite": _sqlite}
+def _redis(url: str, settings: dict[str, Any]) -> Cache:
+    from aimemo.caches.redis import GenericRedisCache
+
+    return GenericRedisCache(url, **settings)
+
+
+_SCHEMES: Final[Mapping[str, Callable[[str, dict[str, Any]], Cache]]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    **{scheme.removesuffix("://"): _redis for scheme in REDIS_SCHEMES},
+}
 _KINDS: Final = tuple(f"{scheme}://" for scheme in _SCHEMES)
 
 

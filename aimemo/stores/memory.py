@@ -40,12 +40,13 @@ class MemoryStore:
     """
 
     reads_inline = True
+    keeps_time = True
 
     def __init__(
         self, max_size: int, max_bytes: int | None, *, clock: Clock, left: Left, max_life: float = float("inf")
     ) -> None:
         self.epoch = 0
-        self._max_size = max_size
+        self.max_size = max_size
         self._max_bytes = max_bytes if max_bytes is not None else float("inf")
         self._max_life = max_life
         self._clock = clock
@@ -113,8 +114,8 @@ class MemoryStore:
                 entry.front, entry.address = front, address
                 front[address] = entry
 
-    async def delete(self, key: str) -> bool:
-        return bool(self._invalidate(Selector("key", key), "deleted"))
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        return frozenset(key for key in keys if self._invalidate(Selector("key", key), "deleted"))
 
     async def sweep(self, selector: Selector) -> int:
         return self._invalidate(selector, "invalidated")
@@ -122,9 +123,8 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to release: a closed cache keeps what it has in memory."""
 
-    def drop(self) -> None:
-        """Forget everything, because it is no longer known to be true."""
-        self._invalidate(Selector("all"), "invalidated")
+    def invalidate(self, selector: Selector) -> None:
+        self._invalidate(selector, "invalidated")
 
     def _invalidate(self, selector: Selector, reason: str) -> int:
         with self._lock:
@@ -182,7 +182,7 @@ class MemoryStore:
 
     def _make_room(self, size: int) -> list[tuple[Entry, str]]:
         gone = []
-        while self._entries and (len(self._entries) >= self._max_size or self._bytes + size > self._max_bytes):
+        while self._entries and (len(self._entries) >= self.max_size or self._bytes + size > self._max_bytes):
             gone.append(self._evict())
         return gone
 

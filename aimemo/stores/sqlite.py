@@ -53,6 +53,7 @@ class SQLiteStore:
     """
 
     reads_inline = True
+    keeps_time = False
 
     def __init__(
         self, file: SQLiteFile, runtime: Runtime, *, namespace: str, clock: Clock, wall: Clock,
@@ -122,12 +123,12 @@ class SQLiteStore:
         await self._write(lambda connection: self._insert(connection, rows))
         return len(rows)
 
-    async def delete(self, key: str) -> bool:
-        def remove(connection: sqlite3.Connection) -> int:
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        def remove(connection: sqlite3.Connection, key: str) -> int:
             self._log(connection, Selector("key", key))
             return self._remove(connection, "id = ? AND key = ?", (_address(self._namespace, key)[1], key))
 
-        return bool(await self._write(remove))
+        return await self._write(lambda connection: frozenset(key for key in keys if remove(connection, key)))
 
     async def sweep(self, selector: Selector) -> int:
         def remove(connection: sqlite3.Connection) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any, TypeVar
 
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
 from aimemo.core.ports import LocalStore, Selector, Store
+
+T = TypeVar("T")
 
 
 class TieredStore:
@@ -23,6 +25,7 @@ class TieredStore:
         self.l1 = l1
         self.l2 = l2
         self.reads_inline = l2.reads_inline
+        self.keeps_time = l2.keeps_time
 
     async def connect(self) -> None:
         await self.l2.connect()
@@ -40,30 +43,33 @@ class TieredStore:
         return await self.l1.ticket(key, operation, tags), await self.l2.ticket(key, operation, tags)
 
     async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
-        ours, theirs = ticket if ticket is not None else (None, None)
+        # Without a ticket too, L1 must not keep what another process removes from L2 just after it came there.
+        ours, theirs = ticket or (await self.l1.ticket(key, entry.operation, entry.tags), None)
         kept = await self.l2.set(key, entry, theirs)
         if kept is False:
             return False
         local = await self.l1.set(key, entry, ours)
-        return local if local is not None else kept
-
-    async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
-        kept = await self.l2.set_many(entries)
-        local = await self.l1.set_many(entries)
         return local if kept is None else kept
 
-    async def delete(self, key: str) -> bool:
-        return bool(await self._both(self.l2.delete(key), self.l1.delete(key)))
+    async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
+        tickets = {key: await self.l1.ticket(key, entry.operation, entry.tags) for key, entry in entries.items()}
+        kept = await self.l2.set_many(entries)
+        local = [await self.l1.set(key, entry, tickets[key]) for key, entry in entries.items()]
+        return sum(map(bool, local)) if kept is None else kept
+
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        keys = list(keys)
+        return await self._both(self.l2.delete_many(keys), self.l1.delete_many(keys), frozenset.union)
 
     async def sweep(self, selector: Selector) -> int:
-        return await self._both(self.l2.sweep(selector), self.l1.sweep(selector))
+        return await self._both(self.l2.sweep(selector), self.l1.sweep(selector), max)
 
-    async def _both(self, theirs: Coroutine[Any, Any, int], ours: Coroutine[Any, Any, int]) -> int:
+    async def _both(self, theirs: Coroutine[Any, Any, T], ours: Coroutine[Any, Any, T], join: Callable[[T, T], T]) -> T:
         try:
             result = await theirs
         finally:
             local = await ours
-        return max(result, local)
+        return join(result, local)
 
     async def close(self) -> None:
         await self.l2.close()

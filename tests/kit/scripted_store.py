@@ -20,6 +20,7 @@ class ScriptedStore:
 
     def __init__(self, reads_inline: bool = False) -> None:
         self.reads_inline = reads_inline
+        self.keeps_time = False
         self.asked: list[str] = []
         self.trouble: Callable[[], Awaitable[None] | None] = lambda: None
 
@@ -51,8 +52,8 @@ class ScriptedStore:
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
         return await self._answer("set_many", len(entries))
 
-    async def delete(self, key: str) -> bool:
-        return await self._answer("delete", True)
+    async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
+        return await self._answer("delete", frozenset(keys))
 
     async def sweep(self, selector: Selector) -> int:
         return await self._answer("sweep", 3)
@@ -72,7 +73,7 @@ class Bench:
         self.reports: list[tuple[str, str, BaseException]] = []
         self.breaker = Breaker(clock)
         self.guard = Guard(
-            self.store, TaskRuntime() if world == "tasks" else ThreadRuntime(), self.breaker,
+            self.store, TaskRuntime() if world == "tasks" else ThreadRuntime(), (self.breaker, Breaker(clock)),
             clock=clock, seconds=seconds, strict=strict, report=lambda *what: self.reports.append(what),
         )  # fmt: skip
 

@@ -1,0 +1,45 @@
+"""From a target to the links of its two worlds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aimemo.core.runtime import Runtime
+from aimemo.link.layout import Layout
+from aimemo.link.link import Link
+from aimemo.link.servers import Cluster, MakeServer, OneServer, Servers, WatchedServer
+from aimemo.link.urls import Address, Target
+
+
+def make_link(
+    target: Target, layout: Layout, runtime: Runtime, *, connect_timeout: float, max_connections: int
+) -> Link:
+    """The link of the runtime's world.
+
+    Args:
+        connect_timeout: seconds that connecting may take, beside the calls that wait for it.
+        max_connections: to each server; in the world of tasks, of each event loop.
+    """
+    settings: dict[str, Any] = {"is_encrypted": target.is_encrypted, "seconds": connect_timeout}
+    if runtime.world == "threads":
+        from aimemo.link import blocking
+
+        def make(address: Address, options: dict[str, Any]) -> Any:
+            return blocking.BlockingServer(lambda: blocking.connect(address, options, **settings), max_connections)
+
+        return Link(_servers(target, layout, make), runtime)
+    from aimemo.link import aio
+
+    def make_task(address: Address, options: dict[str, Any]) -> Any:
+        return aio.TaskServer(lambda: aio.connect(address, options, **settings), max_connections)
+
+    return Link(_servers(target, layout, make_task), runtime, aio.TickReader)
+
+
+def _servers(target: Target, layout: Layout, make: MakeServer) -> Servers:
+    match target.kind:
+        case "cluster":
+            return Cluster(target, make, layout.hash_tag)
+        case "sentinel":
+            return WatchedServer(target, make)
+    return OneServer(target, make)

@@ -1,0 +1,26 @@
+"""What tests have to look at from inside, because users do not see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aimemo import Cache
+
+
+def followers(cache: Cache) -> int:
+    """How many callers wait for a computation that is under way; in the world of tasks its own caller does too."""
+    return sum(len(flight.waiters or ()) for flight in list(cache._flights._flights.values()))
+
+
+def nearest_tier(cache: Cache) -> str:
+    """Where an answer that was just kept is found again."""
+    return "l2" if cache._local is None else "l1"
+
+
+async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
+    """Let the other tasks run until something is so. Real servers take more than one turn of the loop."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)

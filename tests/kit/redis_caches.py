@@ -1,0 +1,45 @@
+"""Redis caches for tests that are about what every cache does: on servers that all of them share, each in a
+namespace of its own, on clocks that are moved by hand."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import itertools
+from typing import Any, Literal
+
+from aimemo import GenericRedisCache
+from tests.kit.clock import Clock
+from tests.kit.servers import ClusterOfThree, Server
+
+Kind = Literal["server", "cluster"]
+
+_numbers = itertools.count()
+
+
+@functools.cache
+def shared(kind: Kind) -> Server | ClusterOfThree:
+    """The server, or the cluster, that lives until the tests are over."""
+    started: Server | ClusterOfThree = Server() if kind == "server" else ClusterOfThree()
+    atexit.register(started.__exit__)
+    return started
+
+
+def redis_cache(kind: Kind, clock: Clock | None = None, **settings: Any) -> GenericRedisCache:
+    """A cache alone in its namespace. If its clock is moved, its entries grow older on the server too."""
+    servers = shared(kind)
+    namespace = f"test{next(_numbers)}"
+    if clock is not None:
+        nodes = servers.nodes if isinstance(servers, ClusterOfThree) else [servers]
+        clock.followers.append(lambda seconds: [_age(node, namespace, seconds) for node in nodes] and None)
+    # Five seconds for the stores: a slow machine must not turn a hit into a miss.
+    given = {"clock": clock, "deadline": 5, "strict": True, **settings}
+    return GenericRedisCache(servers.url, namespace=namespace, **given)
+
+
+def _age(node: Server, namespace: str, seconds: float) -> None:
+    """Let the keys of a namespace expire so much sooner."""
+    for key in node.client.scan_iter(f"{{{namespace}:*", count=1000):
+        left = node.client.pttl(key)
+        if left > 0:
+            node.client.pexpire(key, max(0, left - int(seconds * 1000)))
