@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import eviction, hits
+from benchmarks import eviction, hits, redis_hits
 from benchmarks.measure import Result, Section, run
 
 
@@ -19,6 +19,7 @@ def sections() -> Iterator[Section]:
     yield from hits.in_process()
     yield from hits.messages()
     yield from hits.sqlite()
+    yield from redis_hits.hits()
 
 
 def machine() -> str:
@@ -56,6 +57,8 @@ def main() -> int:
             figures.append({"title": section.title, "ns": {result.name: result.ns for result in results}})
     if args.only in eviction.TITLE:
         print(eviction.table(requests=20_000 if args.quick else 200_000))
+    if args.only in redis_hits.TITLE:
+        print(redis_hits.weights())
     if args.json:
         args.json.write_text(json.dumps({"machine": machine(), "sections": figures}, indent=2) + "\n")
     return 0

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+WARM_UP = 100
+
 
 @dataclass
 class Section:
@@ -18,6 +20,8 @@ class Section:
     title: str
     sync: dict[str, Callable[[], Any]] = field(default_factory=dict)
     tasks: dict[str, Callable[[], Awaitable[Any]]] = field(default_factory=dict)
+    callers: int = 1
+    """How many tasks call at one time."""
     goals: dict[str, float] = field(default_factory=dict)
     """For aimemo: at most so many times the contestant named."""
 
@@ -34,7 +38,7 @@ class Result:
 def run(section: Section, *, rounds: int, seconds: float) -> list[Result]:
     """Measure a section: `rounds` rounds, each giving every contestant about `seconds`."""
     if section.tasks:
-        return asyncio.run(_run_tasks(section.tasks, rounds, seconds))
+        return asyncio.run(_run_tasks(section.tasks, section.callers, rounds, seconds))
     timed = {name: _loops(call, seconds) for name, call in section.sync.items()}
     times: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(rounds):
@@ -44,7 +48,7 @@ def run(section: Section, *, rounds: int, seconds: float) -> list[Result]:
 
 
 def _loops(call: Callable[[], Any], seconds: float) -> tuple[Callable[[], Any], int]:
-    call()
+    _time(call, WARM_UP)
     once = _time(call, 10)
     return call, max(3, int(seconds / (once / 1e9)))
 
@@ -60,27 +64,35 @@ def _time(call: Callable[[], Any], loops: int) -> float:
     return taken / loops
 
 
-async def _run_tasks(contestants: dict[str, Callable[[], Awaitable[Any]]], rounds: int, seconds: float) -> list[Result]:
+async def _run_tasks(
+    contestants: dict[str, Callable[[], Awaitable[Any]]], callers: int, rounds: int, seconds: float
+) -> list[Result]:
     loops: dict[str, int] = {}
     for name, call in contestants.items():
-        await call()
-        loops[name] = max(3, int(seconds / (await _time_task(call, 10) / 1e9)))
+        await _time_task(call, callers, WARM_UP // callers + 1)
+        loops[name] = max(3, int(seconds / (await _time_task(call, callers, 10) / 1e9)) // callers)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, call in contestants.items():
-            times[name].append(await _time_task(call, loops[name]))
+            times[name].append(await _time_task(call, callers, loops[name]))
     return [_result(name, values) for name, values in times.items()]
 
 
-async def _time_task(call: Callable[[], Awaitable[Any]], loops: int) -> float:
+async def _time_task(call: Callable[[], Awaitable[Any]], callers: int, loops: int) -> float:
+    async def ask() -> None:
+        for _ in range(loops):
+            await call()
+
     gc.collect()
     gc.disable()
     started = time.perf_counter_ns()
-    for _ in range(loops):
-        await call()
+    if callers == 1:
+        await ask()
+    else:
+        await asyncio.gather(*(ask() for _ in range(callers)))
     taken = time.perf_counter_ns() - started
     gc.enable()
-    return taken / loops
+    return taken / (loops * callers)
 
 
 def _result(name: str, values: list[float]) -> Result:

@@ -38,7 +38,7 @@ class Call:
         """Let the front index find the answer next time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pending:
     """A call that could not be answered at once.
 

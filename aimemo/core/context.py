@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from aimemo.core.events import GATE, Tier
 
@@ -102,3 +102,12 @@ def record_calls() -> Iterator[list[CallRecord]]:
     calls: list[CallRecord] = []
     with _enforced(calls=calls):
         yield calls
+
+
+def put_back(variable: ContextVar[Any], token: Token[Any] | None) -> None:
+    """Reset a variable. An abandoned coroutine is closed in another context, where there is nothing to reset."""
+    try:
+        if token is not None:
+            variable.reset(token)
+    except ValueError:
+        pass

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, TypeVar
 
+from aimemo.core.context import put_back
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
 from aimemo.core.ports import Clock, Selector, Store
@@ -47,7 +48,7 @@ class Budget:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.until = time.monotonic() + seconds
+        self.until = float("inf")
         self.is_spent = False
 
     def is_over(self) -> bool:
@@ -60,8 +61,10 @@ BUDGET: Final[ContextVar[Budget | None]] = ContextVar("aimemo_budget", default=N
 
 def time_limit(seconds: float) -> float:
     """When what a store does now must end, on the monotonic clock: in `seconds`, or with the budget before that."""
-    limit = time.monotonic() + seconds
     budget = BUDGET.get()
+    if budget is not None and budget.seconds <= seconds:
+        return budget.until
+    limit = time.monotonic() + seconds
     return limit if budget is None else min(limit, budget.until)
 
 
@@ -126,6 +129,7 @@ class Guard:
     ) -> None:  # fmt: skip
         self.reads_inline = store.reads_inline
         self.keeps_time = True
+        self._has_own_timer = store.keeps_time
         self.breaker, self.write_breaker = breakers
         self.faults = 0
         self._store = store
@@ -150,8 +154,11 @@ class Guard:
     async def connect(self) -> None:
         await self._store.connect()
 
-    async def get(self, key: str) -> Entry | None:
-        return self.find(key) if self.reads_inline else await self.ask("get", key, self._store.get, key)
+    def get(self, key: str) -> Coroutine[Any, Any, Entry | None]:
+        return self._find(key) if self.reads_inline else self.ask("get", key, self._store.get, key)
+
+    async def _find(self, key: str) -> Entry | None:
+        return self.find(key)
 
     def find(self, key: str) -> Entry | None:
         """As `get`, where reads are inline."""
@@ -209,29 +216,27 @@ class Guard:
             assert budget is not None
         try:
             breaker = self._breaker(stage)
-            if budget.is_over() or not breaker.admits():
+            if budget.is_spent or budget.seconds <= 0 or (breaker.failures and not breaker.admits()):
                 return None
             is_inline = self.reads_inline and stage in _READS
             started = self._clock()
             try:
-                result = await self._within(budget, budget.seconds, is_inline, method(*args))
+                budget.until = started + budget.seconds
+                if self._has_own_timer or is_inline:
+                    result = await method(*args)
+                else:
+                    result = await self._runtime.within(budget.seconds, method(*args))
             except Exception as error:
                 self._failed(stage, key, error, budget)
                 return None
             taken = self._clock() - started
             if taken <= budget.seconds + LATE or is_inline or not self._runtime.can_be_held_up:
                 budget.seconds -= taken
-            breaker.succeeded()
+            if breaker.failures:
+                breaker.succeeded()
             return result
         finally:
-            if token is not None:
-                BUDGET.reset(token)
-
-    async def _within(self, budget: Budget, seconds: float, is_inline: bool, awaitable: Awaitable[T]) -> T:
-        budget.until = time.monotonic() + seconds
-        if self._store.keeps_time or is_inline:
-            return await awaitable
-        return await self._runtime.within(seconds, awaitable)
+            put_back(BUDGET, token)
 
     def _breaker(self, stage: str) -> Breaker:
         return self.breaker if stage == "get" else self.write_breaker
@@ -252,14 +257,18 @@ class Guard:
 
     async def _insist(self, stage: str, key: str, seconds: float, method: Callable[..., Awaitable[T]], *args: Any) -> T:
         budget = Budget(seconds)
+        budget.until = self._clock() + seconds
         token = BUDGET.set(budget)
         try:
-            result = await self._within(budget, seconds, False, method(*args))
+            if self._has_own_timer:
+                result = await method(*args)
+            else:
+                result = await self._runtime.within(seconds, method(*args))
         except Exception as error:
             self.write_breaker.failed(error)
             self._report(stage, key, error)
             raise InfrastructureError(f"the store did not acknowledge the {stage}: {type(error).__name__}") from error
         finally:
-            BUDGET.reset(token)
+            put_back(BUDGET, token)
         self.write_breaker.succeeded()
         return result

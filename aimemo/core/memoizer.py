@@ -10,11 +10,11 @@ import contextlib
 import copy
 import functools
 from collections.abc import Coroutine, Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, Final, TypeVar
 
 from aimemo.core.call import Call, Found, Pending
-from aimemo.core.context import Outcome, current_mode
+from aimemo.core.context import Outcome, current_mode, put_back
 from aimemo.core.entry import Entry
 from aimemo.core.events import GATE, Tier
 from aimemo.core.fleet import Fleet
@@ -65,6 +65,8 @@ class Memoizer:
         if GATE or call.policy.hooks or not self.enabled:
             return Pending(started)  # somebody wants to see or steer this call
         tiers, landings = self.tiers, self._flights.landings
+        if tiers.waits and tiers.local is None:
+            return Pending(started)
         inline = tiers.inline
         faults = inline.faults if inline is not None else 0
         if tiers.local is None and inline is not None:  # as below, without what an in-process tier asks for
@@ -84,14 +86,14 @@ class Memoizer:
         self.journal.count("hit", call.policy.operation, found.entry, found.tier)
         return found.value
 
-    async def recall(self, call: Call, pending: Pending) -> Any:
+    def recall(self, call: Call, pending: Pending) -> Coroutine[Any, Any, Any]:
         """The answer to a call, from a store or from its function; a `Failure` if the function raised."""
         mode = current_mode() if call.is_decorated else None
         if mode == "bypass" or not self.enabled:
-            return await self.bypass(call)
+            return self.bypass(call)
         if mode == "refresh":
-            return await self.refresh(call)
-        return await self._within_budget(self._recall(call, pending), is_spent=pending.has_faulted)
+            return self.refresh(call)
+        return self._recall(call, pending)
 
     async def bypass(self, call: Call) -> Any:
         """Call the function and touch nothing."""
@@ -197,26 +199,37 @@ class Memoizer:
             for selector in selectors:
                 self._flights.detach(selector)
 
-    async def _within_budget(self, body: Coroutine[Any, Any, T], *, is_spent: bool = False) -> T:
-        if self.tiers.guard is None:
-            return await body
-        token = self.tiers.guard.start_call(is_spent=is_spent)
+    def _start_call(self, *, is_spent: bool = False) -> Token[Any] | None:
+        return None if self.tiers.guard is None else self.tiers.guard.start_call(is_spent=is_spent)
+
+    async def _within_budget(self, body: Coroutine[Any, Any, T]) -> T:
+        token = self._start_call()
         try:
             return await body
         finally:
-            with contextlib.suppress(ValueError):  # an abandoned coroutine is closed in another context
-                BUDGET.reset(token)
+            put_back(BUDGET, token)
 
     # Answering
 
     async def _recall(self, call: Call, pending: Pending) -> Any:
-        started, stale, landings = pending.started, pending.stale, pending.landings
-        if landings is None or self.tiers.waits:
-            landings = self._flights.landings
-            stale = await self.tiers.look(call)
-            if stale is not None and stale.entry.fresh_until > self.clock():
-                self.tiers.aim(call, stale.entry)
-                return await self._conclude(call, "hit", Answer(stale.value), started, stale.entry, stale.tier)
+        token = self._start_call(is_spent=pending.has_faulted)
+        try:
+            stale, landings = pending.stale, pending.landings
+            if landings is None or self.tiers.waits:
+                landings = self._flights.landings
+                found = stale = await self.tiers.look(call)
+                if found is not None and found.entry.fresh_until > self.clock():
+                    self.tiers.aim(call, found.entry)
+                    if not GATE and not call.policy.hooks:  # nobody watches
+                        self.journal.count("hit", call.policy.operation, found.entry, found.tier)
+                        return found.value
+                    answer = Answer(found.value)
+                    return await self._conclude(call, "hit", answer, pending.started, found.entry, found.tier)
+            return await self._answer(call, pending.started, stale, landings)
+        finally:
+            put_back(BUDGET, token)
+
+    async def _answer(self, call: Call, started: float, stale: Found | None, landings: int) -> Any:
         if stale is not None and call.policy.serves_stale(stale.entry, self.clock()):
             if not self._flights.is_busy(self.runtime, call.key):
                 self.runtime.spawn(self._revalidate(call, stale))
@@ -285,7 +298,7 @@ class Memoizer:
         except Exception as error:  # a strict store's; a user's own error travels as a Failure
             landing = Landing(Failure.of(error), error=error)
         finally:
-            _LEADING.reset(token)
+            put_back(_LEADING, token)
             self._flights.land(flight, landing)
         await self.deliver()
 
@@ -317,7 +330,7 @@ class Memoizer:
         try:
             result = await self.runtime.attempt(call.thunk)
         finally:
-            BUDGET.reset(token)
+            put_back(BUDGET, token)
         if not call.has_same_arguments():
             operation = call.policy.operation
             self.journal.not_kept(call.key, operation, "arguments_changed")

@@ -68,7 +68,7 @@ class Tiers:
 
     async def look(self, call: Call) -> Found | None:
         """What any tier has; fresh, else stale."""
-        found = self.find(call)
+        found = self.find(call) if self.local is not None or not self.waits else None
         if not self.waits or (found and found.entry.fresh_until > self.clock()):
             return found
         epoch = self.local.epoch if self.local is not None else 0

@@ -13,7 +13,7 @@ import redis.asyncio.connection as connections
 from aimemo.core.aio import TimeLimit
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
-from aimemo.link.wire import Command, ErrorReply, connection_arguments
+from aimemo.link.wire import Command, ErrorReply, connection_arguments, pack
 
 SAME_LIMIT: Final = 0.02
 """Seconds by which the limits of two reads may differ for them to travel together."""
@@ -150,7 +150,7 @@ class TaskServer:
         async with TimeLimit(until):
             connection = await pool.take()
             try:
-                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                await connection.send_packed_command([pack(commands)], check_health=False)
                 replies = [await _reply(connection) for _ in commands]
             except BaseException:
                 await pool.drop(connection)
@@ -159,15 +159,20 @@ class TaskServer:
         return replies
 
     async def close(self) -> None:
+        self._forget_closed_loops()
         pool = self._pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
             await pool.close()
 
+    def _forget_closed_loops(self) -> None:
+        """A loop that was closed without its asynchronous generators leaves its connections to the collector."""
+        for loop in [loop for loop in self._pools if loop.is_closed()]:
+            del self._pools[loop]
+
     async def _make_pool(self) -> _Pool:
         loop = asyncio.get_running_loop()
         with self._lock:
-            for other in [other for other in self._pools if other.is_closed()]:
-                del self._pools[other]
+            self._forget_closed_loops()
             pool = self._pools[loop] = _Pool(self._connect, self._max_connections)
         pool.keeper = self._close_with_loop()
         await anext(pool.keeper)
@@ -203,7 +208,7 @@ class TickReader:
         self._batches: dict[asyncio.AbstractEventLoop, _Batch] = {}
         self._tasks: set[asyncio.Task[list[Any]]] = set()
 
-    async def __call__(self, place: Any, until: float) -> Any:
+    def __call__(self, place: Any, until: float) -> asyncio.Future[Any]:
         """The value at one place.
 
         Raises:
@@ -219,7 +224,7 @@ class TickReader:
         waiter = loop.create_future()
         batch.places.append(place)
         batch.waiters.append(waiter)
-        return await waiter
+        return waiter
 
     async def _send(self, loop: asyncio.AbstractEventLoop, batch: _Batch) -> list[Any]:
         self._depart(loop, batch)

@@ -15,7 +15,7 @@ import redis.connection
 
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
-from aimemo.link.wire import Command, ErrorReply, connection_arguments
+from aimemo.link.wire import Command, ErrorReply, connection_arguments, pack
 
 _GRACE: Final = 0.001
 
@@ -108,7 +108,7 @@ def talk(connection: Any, commands: Sequence[Command], until: float) -> list[Any
     """Send commands, and read a reply for each; an error reply stands among the others as an exception."""
     connection._sock.end_at(until)
     connection.is_new = False
-    connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    connection.send_packed_command([pack(commands)], check_health=False)
     return [_reply(connection) for _ in commands]
 
 
@@ -127,7 +127,7 @@ class Conversation:
 
     def say(self, *command: Any) -> None:
         self._connection._sock.end_at(time.monotonic() + 1.0)
-        self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+        self._connection.send_packed_command([pack([command])], check_health=False)
 
     def hear(self, seconds: float) -> Any:
         """What comes next.

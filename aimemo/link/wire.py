@@ -6,7 +6,7 @@ Only the files of this folder import redis, and only when a Redis cache is made.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from aimemo.link.urls import Address
@@ -30,6 +30,17 @@ _NO_INTRODUCTION: Final[dict[str, None]] = (
 ErrorReply = exceptions.ResponseError
 
 Command = tuple[Any, ...]
+
+
+def pack(commands: Sequence[Command]) -> bytes:
+    """Commands as bytes. The redis package packs in time that grows with the square of their number."""
+    parts = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for word in command:
+            data = word if isinstance(word, bytes) else str(word).encode()
+            parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
 
 
 def slot_of(hash_tag: str) -> int:

