@@ -5,6 +5,7 @@ Flights join within one world: tasks with tasks, also across event loops, and th
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from aimemo.core.entry import Entry
 from aimemo.core.events import Tier
 from aimemo.core.ports import Selector
 from aimemo.core.runtime import Answer, Failure, Runtime, forget_after_fork, fork_safe_lock
+from aimemo.errors import CodecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,30 @@ class Landing:
     is_kept: bool = False
     spare: Answer | None = None
     error: BaseException | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why a stale answer had to do, in a word."""
+        return type(self.error).__name__ if self.error is not None else ""
+
+    def copy(self) -> Answer | Failure | None:
+        """The result for one follower; None if it cannot be copied."""
+        if isinstance(self.result, Failure):
+            return self.result
+        try:
+            if self.entry is not None:
+                return Answer(self.entry.value)
+        except CodecError:
+            return None
+        return spare_of(self.spare) if self.spare is not None else None
+
+
+def spare_of(answer: Answer) -> Answer | None:
+    """A copy of an answer that cannot be packed, if it can be copied in any way."""
+    try:
+        return Answer(copy.deepcopy(answer.value))
+    except Exception:  # a socket, a lock, a stream
+        return None
 
 
 class Flight:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Coroutine, Mapping, Sequence
+from contextvars import Token
+from typing import Any, Final, Literal, TypeVar
 
 from aimemo.core.call import Call, Found
 from aimemo.core.codec import is_immutable, pack
+from aimemo.core.context import put_back
 from aimemo.core.entry import Entry, PackedEntry
 from aimemo.core.envelope import clean_facts
-from aimemo.core.guard import Guard
+from aimemo.core.guard import BUDGET, Guard
 from aimemo.core.journal import Journal
 from aimemo.core.policy import Policy, read_facts
 from aimemo.core.ports import Clock, LocalStore, Store
 from aimemo.errors import CodecError
+
+T = TypeVar("T")
 
 UNREADABLE: Final = object()
 """In place of a value: what is stored cannot be restored here."""
@@ -39,6 +43,18 @@ class Tiers:
         """Whether a look into the slow tier may have to wait."""
         self.journal = journal
         self.clock = clock
+
+    def start_call(self, *, is_spent: bool = False) -> Token[Any] | None:
+        """Give the call that begins here its budget, if there is a guard; for `put_back`."""
+        return None if self.guard is None else self.guard.start_call(is_spent=is_spent)
+
+    async def within_budget(self, body: Coroutine[Any, Any, T]) -> T:
+        """Run something that is a call of its own."""
+        token = self.start_call()
+        try:
+            return await body
+        finally:
+            put_back(BUDGET, token)
 
     def find(self, call: Call) -> Found | None:
         """What the tiers have that are read without waiting; fresh, else stale."""
