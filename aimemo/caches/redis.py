@@ -12,7 +12,7 @@ from typing import Any
 from aimemo.caches.interface import Cache
 from aimemo.caches.memory import InMemoryCache
 from aimemo.coordination.channel import ChannelListener
-from aimemo.coordination.lock import LeaseLock
+from aimemo.coordination.lock import LeaseLock, Renewer
 from aimemo.core.fleet import Fleet
 from aimemo.core.guard import Guard
 from aimemo.core.memoizer import Memoizer
@@ -20,6 +20,7 @@ from aimemo.core.ports import LocalStore, Selector, Store
 from aimemo.core.runtime import Runtime, ThreadRuntime, drive
 from aimemo.core.single_flight import Flights
 from aimemo.core.tiers import Tiers
+from aimemo.errors import ConfigurationError
 from aimemo.link.build import make_link
 from aimemo.link.client import target_of
 from aimemo.link.layout import Layout, read_message
@@ -73,6 +74,8 @@ class GenericRedisCache(Cache):
         super().__init__(
             default_ttl=default_ttl, compression_threshold=compression_threshold, own_settings=own, **settings
         )
+        if client is not None and connection:
+            raise ConfigurationError(f"{next(iter(connection))} is not taken beside client=", dict.fromkeys(connection))
         self._target = parse(redis_url, connection) if client is None else target_of(client)
         self._layout = Layout(self.namespace)
         self._limits: dict[str, Any] = {"connect_timeout": connect_timeout, "max_connections": max_connections}
@@ -85,11 +88,14 @@ class GenericRedisCache(Cache):
         self._l1 = l1
         self.l1_cache = None if l1 is None else InMemoryCache.over(l1, default_ttl=default_ttl, clock=self.clock)
         self._blocking_link = link = self._make_link(ThreadRuntime())
+        self._renewer = Renewer(link, self._layout)
+        drop = _dropping(l1)
         self._listener = ChannelListener(
             lambda: drive(link.converse()), self._layout.channel,
-            heard=_hearing(self._sender(self._origin), l1, self._flights), connected=_connecting(l1, link, self._time),
+            heard=_hearing(self._sender(self._origin), l1, self._flights),
+            connected=_connecting(drop, self._flights, link, self._time), ended=drop,
         )  # fmt: skip
-        weakref.finalize(self, self._listener.sleep)
+        weakref.finalize(self, self._listener.abandon)
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -124,7 +130,7 @@ class GenericRedisCache(Cache):
         )  # fmt: skip
         store: Store = guard if self._l1 is None else TieredStore(self._l1, guard)
         tiers = Tiers(store=store, local=self._l1, guard=guard, journal=self.journal, clock=self.clock)
-        lock = LeaseLock(link, self._layout, blocking_link=self._blocking_link, owner=sender)
+        lock = LeaseLock(link, self._layout, self._renewer, owner=sender)
         fleet = Fleet(lock, tiers, guard, runtime) if self._leases else None
         return Memoizer(tiers, runtime, self._flights, fleet=fleet, enabled=self.enabled)
 
@@ -144,10 +150,15 @@ def _hearing(sender: Callable[[], str], l1: LocalStore | None, flights: Flights)
     return heard
 
 
-def _connecting(l1: LocalStore | None, link: Link, server_time: ServerTime) -> Callable[[], None]:
+def _dropping(l1: LocalStore | None) -> Callable[[], None]:
+    """While nobody listens, what L1 holds may be invalidated."""
+    return lambda: None if l1 is None else l1.invalidate(Selector("all"))
+
+
+def _connecting(drop: Callable[[], None], flights: Flights, link: Link, server_time: ServerTime) -> Callable[[], None]:
     def connected() -> None:
-        if l1 is not None:
-            l1.invalidate(Selector("all"))  # it may have been invalidated while nobody listened
+        drop()
+        flights.detach(Selector("all"), is_outdated=False)  # the tickets know better which may be kept
         if server_time.is_due():
             drive(server_time.learn(link))
 

@@ -22,6 +22,21 @@ FIRST_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 1.0
 
 
+class _Session:
+    """From one awakening to the next sleep."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self.has_tried = False
+        self.waiters: list[Any] = []
+        self.conversation: Conversation | None = None
+
+    def stop(self) -> None:
+        self.stopped.set()
+        if self.conversation is not None:
+            self.conversation.interrupt()
+
+
 class ChannelListener:
     """Hears the messages of a channel.
 
@@ -32,78 +47,83 @@ class ChannelListener:
         heard: called with each message, in the listener's thread.
         connected: called when the channel is subscribed to, before anything is heard: from a lost connection
             to this moment messages may have been missed.
+        ended: called when nobody listens any more, and nobody will try.
     """
 
     def __init__(
         self, open: Callable[[], Conversation], channel: str, *,
-        heard: Callable[[bytes], None], connected: Callable[[], None],
+        heard: Callable[[bytes], None], connected: Callable[[], None], ended: Callable[[], None],
     ) -> None:  # fmt: skip
         self._open = open
         self._channel = channel
         self._heard = heard
         self._connected = connected
-        self.forget()
+        self._ended = ended
+        self._begin()
         forget_after_fork(self)
+
+    def _begin(self) -> None:
+        self.is_awake = False
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
 
     def forget(self) -> None:
         """Threads do not come along into a forked child."""
-        self.is_awake = False
-        self.is_connected = False
-        self._conversation: Conversation | None = None
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._waiters: list[Any] = []
+        self._begin()
+        self._ended()
 
     async def awake(self, runtime: Runtime) -> None:
         waiter = runtime.waiter()
         with self._lock:
-            if self.is_awake:
+            if self._session is None:
+                session = self._session = _Session()
+                threading.Thread(target=self._run, args=(session,), name="aimemo-listener", daemon=True).start()
+            if self._session.has_tried:
                 return
-            if not self._waiters:
-                self._stopped = threading.Event()
-                arguments = (self._stopped,)
-                threading.Thread(target=self._run, args=arguments, name="aimemo-listener", daemon=True).start()
-            self._waiters.append(waiter)
+            self._session.waiters.append(waiter)
         await runtime.wait_at_most(time_limit(COMMAND_SECONDS) - time.monotonic(), waiter)
 
-    def _has_tried(self, stopped: threading.Event) -> None:
-        with self._lock:
-            self.is_awake = self.is_awake or not stopped.is_set()
-            waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            waiter.wake()
+    def abandon(self) -> None:
+        """Let the thread end, from wherever the collector finds that nobody needs it: takes no lock."""
+        if self._session is not None:
+            self._session.stop()
 
     def sleep(self) -> None:
         with self._lock:
+            session, self._session = self._session, None
             self.is_awake = False
-            self._waiters = []
-            self._stopped.set()
-        if self._conversation is not None:
-            self._conversation.interrupt()
+        if session is not None:
+            session.stop()
+        self._ended()
 
-    def _run(self, stopped: threading.Event) -> None:
+    def _run(self, session: _Session) -> None:
         pause = FIRST_PAUSE
-        while not stopped.is_set():
+        while not session.stopped.is_set():
             try:
-                with self._open() as conversation:
-                    self._conversation = conversation
-                    self._subscribe(conversation)
-                    self._has_tried(stopped)
+                with self._open() as session.conversation:
+                    self._subscribe(session.conversation)
+                    self._has_tried(session)
                     pause = FIRST_PAUSE
-                    self._listen(conversation, stopped)
+                    self._listen(session.conversation, session.stopped)
             except Exception as error:
-                if not stopped.is_set():
+                if not session.stopped.is_set():
                     log.info("the listener lost its connection: %s", type(error).__name__)
-            self.is_connected = False
-            self._has_tried(stopped)
-            stopped.wait(pause)
+            self._has_tried(session)
+            session.stopped.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _has_tried(self, session: _Session) -> None:
+        with self._lock:
+            session.has_tried = True
+            self.is_awake = self._session is not None and self._session.has_tried
+            waiters, session.waiters = session.waiters, []
+        for waiter in waiters:
+            waiter.wake()
 
     def _subscribe(self, conversation: Conversation) -> None:
         conversation.say("SUBSCRIBE", self._channel)
         conversation.hear(COMMAND_SECONDS)
         self._connected()
-        self.is_connected = True
 
     def _listen(self, conversation: Conversation, stopped: threading.Event) -> None:
         is_pinged = False

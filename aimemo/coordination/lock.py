@@ -10,101 +10,113 @@ from __future__ import annotations
 import functools
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
+from aimemo.core.guard import BUDGET, Budget
 from aimemo.core.ports import Lease
 from aimemo.core.runtime import drive, forget_after_fork, fork_safe_lock
-from aimemo.link.layout import Layout
+from aimemo.link.layout import Layout, generations_of
 from aimemo.link.link import Link, script
 
 LEASE_SECONDS: Final = 3.0
 UNKEPT_SECONDS: Final = 1.0
+EXTEND_SECONDS: Final = 0.3
 UNKEPT: Final = "-"
 
 
 class Renewer:
-    """Renews the leases of a process from one thread, which ends when there have been none for a while."""
+    """Renews the leases of one cache, from a thread that ends when there are none.
 
-    def __init__(self) -> None:
+    Args:
+        link: of the world of threads; it renews the leases of both.
+    """
+
+    def __init__(self, link: Link, layout: Layout) -> None:
+        self._link = link
+        self._layout = layout
         self.forget()
         forget_after_fork(self)
 
     def forget(self) -> None:
         """The leases are the parent process's."""
-        self._lock = fork_safe_lock()
-        self._leases: dict[str, Callable[[], bool]] = {}
+        self._changed = threading.Condition(fork_safe_lock())
+        self._leases: dict[Lease, Callable[[], bool]] = {}
         self._is_running = False
 
-    def add(self, token: str, extend: Callable[[], bool]) -> None:
-        """Call `extend` three times in the life of a lease, until it says that the lease is lost."""
-        with self._lock:
-            self._leases[token] = extend
+    def add(self, lease: Lease, is_wanted: Callable[[], bool]) -> None:
+        """Renew a lease three times in its life, until it is lost or no longer wanted."""
+        with self._changed:
             if not self._is_running:
                 threading.Thread(target=self._run, name="aimemo-leases", daemon=True).start()
                 self._is_running = True
+            self._leases[lease] = is_wanted
 
-    def remove(self, token: str) -> None:
-        self._leases.pop(token, None)
+    def remove(self, lease: Lease) -> None:
+        with self._changed:
+            if self._leases.pop(lease, None) is not None and not self._leases:
+                self._changed.notify()
 
     def _run(self) -> None:
         while True:
-            time.sleep(LEASE_SECONDS / 3)
-            with self._lock:
+            with self._changed:
+                if self._leases:
+                    self._changed.wait(LEASE_SECONDS / 3)
                 leases = list(self._leases.items())
                 self._is_running = bool(leases)
             if not leases:
                 return
-            for token, extend in leases:
-                if not extend():
-                    self.remove(token)
+            for lease, is_wanted in leases:
+                if not (is_wanted() and self._extend(lease)):
+                    self.remove(lease)
 
-
-_renewer: Final = Renewer()
+    def _extend(self, lease: Lease) -> bool:
+        bucket, name, _ = self._layout.lock(lease.name)
+        extend = script("extend")((name,), lease.token, _ms(LEASE_SECONDS))
+        BUDGET.set(Budget.ending_in(EXTEND_SECONDS))
+        try:
+            [is_held] = drive(self._link.ask(bucket, extend))
+        except Exception:
+            return True  # there may be time for another attempt
+        return bool(is_held)
 
 
 class LeaseLock:
     """Locks by name, in one world of one process.
 
     Args:
-        blocking_link: renews the leases of both worlds.
         owner: names this process; a lease that it holds itself, in its other world, is not waited for.
     """
 
-    def __init__(self, link: Link, layout: Layout, *, blocking_link: Link, owner: Callable[[], str]) -> None:
+    def __init__(self, link: Link, layout: Layout, renewer: Renewer, *, owner: Callable[[], str]) -> None:
         self._link = link
         self._layout = layout
-        self._blocking_link = blocking_link
+        self._renewer = renewer
         self._owner = owner
 
-    async def acquire(self, name: str) -> Lease:
-        bucket, *keys = self._layout.lock(name)
-        owner = self._owner()
-        token = f"{owner}:{secrets.token_hex(8)}"
-        [[fence, holder]] = await self._link.ask(bucket, script("acquire")(keys, token, _ms(LEASE_SECONDS)))
-        if fence:
-            lease = Lease(name, "ours", token, fence)
-            _renewer.add(token, functools.partial(self._extend, lease))
-            return lease
-        holder = holder.decode()
-        return Lease(name, "free" if holder == UNKEPT or holder.startswith(f"{owner}:") else "theirs")
+    async def acquire(self, name: str, tags: tuple[str, ...] = ()) -> Lease:
+        bucket, lease_name, fence_name = self._layout.lock(name)
+        owner = f"{self._owner()}:"
+        keys = (lease_name, fence_name, self._layout.generations(bucket))
+        command = script("acquire")(keys, owner + secrets.token_hex(8), _ms(LEASE_SECONDS), *generations_of(name, tags))
+        [[fence, says]] = await self._link.ask(bucket, command)
+        token = says.decode()
+        if not fence:
+            return Lease(name, "free" if token == UNKEPT or token.startswith(owner) else "theirs")
+        lease = Lease(name, "ours", token, fence)
+        runtime = self._link.runtime
+        self._renewer.add(lease, functools.partial(runtime.is_running, runtime.home()))
+        return lease
+
+    def abandon(self, lease: Lease) -> None:
+        self._renewer.remove(lease)
 
     async def release(self, lease: Lease, *, unkept: bool = False) -> bool:
-        _renewer.remove(lease.token)
+        self.abandon(lease)
         bucket, name, _ = self._layout.lock(lease.name)
         mark = UNKEPT if unkept else ""
         [was_held] = await self._link.ask(bucket, script("release")((name,), lease.token, mark, _ms(UNKEPT_SECONDS)))
         return bool(was_held)
-
-    def _extend(self, lease: Lease) -> bool:
-        bucket, name, _ = self._layout.lock(lease.name)
-        extend = script("extend")((name,), lease.token, _ms(LEASE_SECONDS))
-        try:
-            [is_held] = drive(self._blocking_link.ask(bucket, extend))
-        except Exception:
-            return True  # there may be time for another attempt
-        return bool(is_held)
 
 
 def _ms(seconds: float) -> int:

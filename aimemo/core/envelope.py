@@ -27,7 +27,7 @@ MAGIC: Final = b"\xa1\x4d"
 VERSION: Final = 1
 CODEC_MSGPACK: Final = 1
 FLAG_ZSTD: Final = 1
-FREE_EXPANSION: Final = 1024 * 1024
+FREE_EXPANSION: Final = 256 * 1024
 MAX_EXPANSION: Final = 200
 
 _HEAD = struct.Struct(">2sBB16sdddfBIII")

@@ -37,10 +37,14 @@ class Fleet:
         """
         pause, pauses_left = SHORTEST_PAUSE, NESTED_PAUSES if is_nested else None
         while True:
-            lease = await self._guard.ask("lease", call.key, self._lock.acquire, call.key)
+            lease = await self._guard.ask("lease", call.key, self._lock.acquire, call.key, call.tags)
             if lease is None or lease.state == "free":
                 return None
-            found = await self._tiers.find_fresh(call)
+            try:
+                found = await self._tiers.find_fresh(call)
+            except BaseException:  # cancelled, or a strict store failed
+                self._lock.abandon(lease)
+                raise
             if found is not None:
                 await self._release(call, lease, unkept=False)
                 return found
@@ -54,8 +58,9 @@ class Fleet:
     async def leave(self, call: Call, lease: Lease | None, landing: Landing | None) -> None:
         """The computation is over: it landed, or it was cancelled, and another process may take it up."""
         if lease is not None:
-            await self._release(call, lease, unkept=landing is not None and not landing.is_kept)
+            await self._release(call, lease, unkept=landing is not None and landing.is_kept is None)
 
     async def _release(self, call: Call, lease: Lease, *, unkept: bool) -> None:
         if lease.state == "ours":
+            self._lock.abandon(lease)  # whatever becomes of the question
             await self._guard.ask("lease", call.key, lambda: self._lock.release(lease, unkept=unkept))

@@ -28,6 +28,7 @@ PROBE_INTERVAL: Final = 1.0
 DELETE_SECONDS: Final = 0.5
 DELETE_SECONDS_EACH: Final = 0.001
 SWEEP_SECONDS: Final = 60.0
+CONNECT_SECONDS: Final = 2.0
 
 _READS: Final = ("get", "ticket")
 
@@ -51,6 +52,13 @@ class Budget:
         self.until = float("inf")
         self.is_spent = False
 
+    @classmethod
+    def ending_in(cls, seconds: float) -> Budget:
+        """A budget whose time runs already."""
+        budget = cls(seconds)
+        budget.until = time.monotonic() + seconds
+        return budget
+
     def is_over(self) -> bool:
         """Whether the stores' part in the call is over."""
         return self.is_spent or self.seconds <= 0
@@ -71,13 +79,14 @@ def time_limit(seconds: float) -> float:
 class Breaker:
     """After some failures in a row a store is left alone, but for one probe per interval.
 
-    `changed` is called with each new state, `open` or `closed`.
+    `changed` is called with each new state, `open` or `closed`, and the name of the last error.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[str], None] = lambda state: None) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[str, str], None] = lambda state, why: None) -> None:
         self._clock = clock
         self._changed = changed
         self.failures = 0
+        self.last_error: BaseException | None = None
         self._next_probe = 0.0
 
     @property
@@ -96,20 +105,18 @@ class Breaker:
     def succeeded(self) -> None:
         if self.failures:
             if self.failures >= FAILURES_TO_OPEN:
-                log.warning("the store answers again")
                 self.failures = 0
-                self._changed("closed")
+                self._changed("closed", "")
             self.failures = 0
 
     def failed(self, error: BaseException) -> None:
+        if error is self.last_error:
+            return  # one fault, however many waited for what failed
+        self.last_error = error
         self.failures += 1
         self._next_probe = self._clock() + PROBE_INTERVAL
         if self.failures == FAILURES_TO_OPEN:
-            log.warning(
-                "the store failed %d times in a row (last with %s) and is left alone but for a probe every %g s",
-                *(FAILURES_TO_OPEN, type(error).__name__, PROBE_INTERVAL),
-            )
-            self._changed("open")
+            self._changed("open", type(error).__name__)
 
 
 class Guard:
@@ -152,7 +159,11 @@ class Guard:
             budget.seconds = self._seconds
 
     async def connect(self) -> None:
-        await self._store.connect()
+        token = BUDGET.set(Budget.ending_in(CONNECT_SECONDS))
+        try:
+            await self._store.connect()
+        finally:
+            put_back(BUDGET, token)
 
     def get(self, key: str) -> Coroutine[Any, Any, Entry | None]:
         return self._find(key) if self.reads_inline else self.ask("get", key, self._store.get, key)
@@ -188,13 +199,29 @@ class Guard:
         ticket = await self.ask("ticket", key, self._store.ticket, key, operation, tags)
         return NO_TICKET if ticket is None else ticket
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
-        if ticket is NO_TICKET:
-            return None
-        return await self.ask("set", key, self._store.set, key, entry, ticket)
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
+        kept = None
+        if ticket is not NO_TICKET:
+            kept = await self.ask("set", key, self._set, key, entry, ticket, replaces)
+        if kept is None and replaces:
+            await self._drop([key])
+        return kept
+
+    def _set(self, key: str, entry: Entry, ticket: Any, replaces: bool) -> Awaitable[bool | None]:
+        return self._store.set(key, entry, ticket, replaces=replaces)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
-        return await self.ask("set", "", self._store.set_many, entries)
+        kept = await self.ask("set", "", self._store.set_many, entries)
+        if kept is None:
+            await self._drop(list(entries))
+        return kept
+
+    async def _drop(self, keys: list[str]) -> None:
+        """Remove what was to be replaced, if that can be done in the time that is left."""
+        budget = BUDGET.get()
+        if budget is not None and budget.seconds > 0:
+            budget.is_spent = False
+            await self.ask("delete", "", self._store.delete_many, keys)
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         keys = list(keys)
@@ -216,7 +243,10 @@ class Guard:
             assert budget is not None
         try:
             breaker = self._breaker(stage)
-            if budget.is_spent or budget.seconds <= 0 or (breaker.failures and not breaker.admits()):
+            if budget.is_spent or budget.seconds <= 0:
+                return None
+            if (breaker.failures and not breaker.admits()) or self._is_unread(breaker):
+                self._leave_alone(stage)
                 return None
             is_inline = self.reads_inline and stage in _READS
             started = self._clock()
@@ -227,6 +257,7 @@ class Guard:
                 else:
                     result = await self._runtime.within(budget.seconds, method(*args))
             except Exception as error:
+                budget.seconds -= self._clock() - started
                 self._failed(stage, key, error, budget)
                 return None
             taken = self._clock() - started
@@ -237,6 +268,15 @@ class Guard:
             return result
         finally:
             put_back(BUDGET, token)
+
+    def _is_unread(self, breaker: Breaker) -> bool:
+        """Whether this is about writing to a store that is not even read."""
+        return breaker is not self.breaker and self.breaker.state == "open"
+
+    def _leave_alone(self, stage: str) -> None:
+        if self._strict:
+            cause = self.breaker.last_error or self.write_breaker.last_error
+            raise InfrastructureError(f"the store is left alone, no {stage}: it failed several times") from cause
 
     def _breaker(self, stage: str) -> Breaker:
         return self.breaker if stage == "get" else self.write_breaker
@@ -256,16 +296,15 @@ class Guard:
             raise InfrastructureError(f"the store failed in {stage}: {type(error).__name__}") from error
 
     async def _insist(self, stage: str, key: str, seconds: float, method: Callable[..., Awaitable[T]], *args: Any) -> T:
-        budget = Budget(seconds)
-        budget.until = self._clock() + seconds
-        token = BUDGET.set(budget)
+        token = BUDGET.set(Budget.ending_in(seconds))
         try:
             if self._has_own_timer:
                 result = await method(*args)
             else:
                 result = await self._runtime.within(seconds, method(*args))
         except Exception as error:
-            self.write_breaker.failed(error)
+            if not isinstance(error, CodecError):
+                self.write_breaker.failed(error)
             self._report(stage, key, error)
             raise InfrastructureError(f"the store did not acknowledge the {stage}: {type(error).__name__}") from error
         finally:

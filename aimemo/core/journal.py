@@ -31,6 +31,7 @@ class Journal:
         self.stats = Stats()
         self.bus = EventBus(self.stats)
         self._clock = clock
+        self._open_breakers = 0
 
     def lookup(
         self, outcome: Outcome, key: str, operation: str, started: float, *,
@@ -131,11 +132,17 @@ class Journal:
         self.stats.tally(operation).errors += 1
         reason = error.reason if isinstance(error, DamagedEntry) else stage
         log.info("%s failed for operation %r: %s", reason, operation, type(error).__name__)
-        log.debug("%s failed at:\n%s", reason, frames(error))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s failed at:\n%s", reason, frames(error))
         self._post("error", operation, key, reason=reason, error=type(error).__name__)
 
-    def breaker(self, state: str) -> None:
+    def breaker(self, state: str, why: str) -> None:
         """A store is left alone from now on (`open`), or it is asked again (`closed`)."""
+        was_open, self._open_breakers = self._open_breakers, self._open_breakers + (1 if state == "open" else -1)
+        if not was_open:
+            log.warning("the store failed several times in a row (last with %s) and is left alone but for a probe", why)
+        elif not self._open_breakers:
+            log.warning("the store answers again")
         self._post("error", "", "", reason=f"breaker_{state}")
 
     def warn(self, text: str) -> None:

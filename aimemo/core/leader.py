@@ -93,13 +93,13 @@ class Leader:
             if found is not None:
                 return self._land_found(call, found)
         if self._fleet is None or seen == REPLACE:
-            return await self._compute(flight, call, stale)
-        turn = await self._fleet.turn(call, is_nested=len(_LEADING.get()) > 1)
+            return await self._compute(flight, call, stale, seen)
+        turn = await self._fleet.turn(call, is_nested=any(leading.landing is None for leading in _LEADING.get()[:-1]))
         if isinstance(turn, Found):
             return self._land_found(call, turn)
         landing = None
         try:
-            landing = await self._compute(flight, call, stale)
+            landing = await self._compute(flight, call, stale, seen)
         finally:
             await self._fleet.leave(call, turn, landing)
         return landing
@@ -108,7 +108,8 @@ class Leader:
         self._tiers.aim(call, found.entry)
         return Landing(Answer(found.value), "hit", found.entry, found.tier)
 
-    async def _compute(self, flight: Flight, call: Call, stale: Found | None) -> Landing:
+    async def _compute(self, flight: Flight, call: Call, stale: Found | None, seen: int) -> Landing:
+        flight.is_outdated = False  # an invalidation before this moment means nothing that is computed now
         ticket = await self._tiers.store.ticket(call.key, call.policy.operation, call.tags)
         started = self._tiers.clock()
         token = BUDGET.set(None)  # what the function asks of caches is not this call's
@@ -123,7 +124,8 @@ class Leader:
             return Landing(result, is_private=True)
         if isinstance(result, Failure):
             return await self._land_failure(call, result, stale)
-        return await self._land_answer(flight, call, result, self._tiers.clock() - started, ticket)
+        seconds = self._tiers.clock() - started
+        return await self._land_answer(flight, call, result, seconds, ticket, replaces=seen == REPLACE)
 
     async def _land_failure(self, call: Call, failure: Failure, stale: Found | None) -> Landing:
         if stale is not None:
@@ -132,7 +134,9 @@ class Leader:
                 return Landing(Answer(still.value), "stale", still.entry, still.tier, error=failure.error)
         return Landing(failure, error=failure.error)
 
-    async def _land_answer(self, flight: Flight, call: Call, answer: Answer, seconds: float, ticket: Any) -> Landing:
+    async def _land_answer(
+        self, flight: Flight, call: Call, answer: Answer, seconds: float, ticket: Any, *, replaces: bool
+    ) -> Landing:
         operation = call.policy.operation
         may_keep = self._tiers.may_keep(call, answer.value)
         try:
@@ -142,11 +146,12 @@ class Leader:
             if may_keep:
                 self._journal.warn(f"an answer of {operation} was not kept: {error}")
             return Landing(answer, spare=spare_of(answer) if flight.followers else None)
-        is_kept = False
-        if flight.is_detached:
+        is_kept: bool | None = None
+        if flight.is_outdated:
+            is_kept = False
             self._journal.not_kept(call.key, operation, "invalidated")
         elif not may_keep:
             self._journal.not_kept(call.key, operation, "store_if")
         else:
-            is_kept = await self._tiers.keep(call, entry, answer.value, ticket)
+            is_kept = await self._tiers.keep(call, entry, answer.value, ticket, replaces=replaces)
         return Landing(answer, entry=entry, is_kept=is_kept)

@@ -95,8 +95,9 @@ class Memoizer:
             return await self.bypass(call)
         started = self.clock()
         self._flights.detach(Selector("key", call.key))
+        faults = self.tiers.faults
         landing, leads = await self.tiers.within_budget(self._leader.join(call, None, REPLACE))
-        if isinstance(landing.result, Answer) and not landing.is_kept:
+        if isinstance(landing.result, Answer) and not landing.is_kept and faults == self.tiers.faults:
             await self._drop_replaced(call.key)
         result = landing.result if leads else landing.copy() or landing.result
         return await self._conclude(call, "refresh", result, started)
@@ -130,14 +131,17 @@ class Memoizer:
         """
         entry = self.tiers.pack(call, value, 0.0)
         if self.enabled:
-            await self._then_detach(self.tiers.keep(call, entry, value), Selector("key", call.key))
+            keeping = self.tiers.within_budget(self.tiers.keep(call, entry, value, replaces=True))
+            await self._then_detach(keeping, Selector("key", call.key))
         await self.deliver()
 
     async def keep_many(self, calls: Sequence[tuple[Call, Any]]) -> None:
         """Store values, or raise as `keep` and store none."""
         entries = {call.key: (self.tiers.pack(call, value, 0.0), value) for call, value in calls}
         if self.enabled:
-            kept = await self.tiers.store.set_many({key: entry for key, (entry, _) in entries.items()})
+            kept = await self.tiers.within_budget(
+                self.tiers.store.set_many({key: entry for key, (entry, _) in entries.items()})
+            )
             for entry, value in entries.values() if kept is not None else ():
                 self._flights.detach(Selector("key", entry.key))
                 self.journal.kept(entry, value)

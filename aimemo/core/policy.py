@@ -159,7 +159,7 @@ def _redis_url(name: str, value: Any) -> str | None:
         return f"{name} must start with {', '.join(first)} or {last}"
     scheme, _, rest = value.partition("://")
     host = rest.partition("?")[0].partition("/")[0].rpartition("@")[2]
-    return None if host.strip(":,") or scheme == "unix" else f"{name} must include host information"
+    return None if host.partition(":")[0].strip(",") or scheme == "unix" else f"{name} must include host information"
 
 
 _NON_NEGATIVE = _integer(0, "a non-negative integer")

@@ -112,15 +112,17 @@ class Store(Protocol):
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
         """Taken before a computation, given back to `set` with its result."""
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         """Keep an entry. False: an invalidation came after the ticket, nothing was kept.
+
+        `replaces`: an older answer, wherever it is, must not be served any more.
 
         None: nothing was kept because it is too large for the store, or (a guard's answer; a store
         raises) because the store is in trouble.
         """
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
-        """Keep entries without tickets; how many were kept."""
+        """Keep entries without tickets, as replacements; how many were kept."""
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         """Remove keys and void every ticket for them. Those that had a usable entry."""
@@ -150,8 +152,14 @@ class Lease:
 class Lock(Protocol):
     """A lock between processes: a lease that ends by itself unless it is renewed."""
 
-    async def acquire(self, name: str) -> Lease:
-        """Ask, without waiting. A lease that is ours is renewed until it is released."""
+    async def acquire(self, name: str, tags: tuple[str, ...] = ()) -> Lease:
+        """Ask, without waiting. A lease that is ours is renewed until it is released.
+
+        One that was taken before an invalidation of this key, or of one of its tags, is nobody's any more.
+        """
+
+    def abandon(self, lease: Lease) -> None:
+        """Renew a lease no longer: it ends by itself."""
 
     async def release(self, lease: Lease, *, unkept: bool = False) -> bool:
         """Give back a lease that is ours; False if it was lost meanwhile.

@@ -27,7 +27,8 @@ class Landing:
         entry: the answer packed, to give each follower a copy of; None if it cannot be packed.
         tier: where a stored answer came from.
         is_private: the leader's arguments changed under the computation, so its answer is for it alone.
-        is_kept: the answer was stored.
+        is_kept: the answer was stored; False if an invalidation came before that, None if it was not to be, or could
+            not be.
         spare: a copy of an answer that cannot be packed, which nobody has got, to copy again for followers.
         error: why a stale answer had to do.
     """
@@ -37,7 +38,7 @@ class Landing:
     entry: Entry | None = None
     tier: Tier | None = None
     is_private: bool = False
-    is_kept: bool = False
+    is_kept: bool | None = None
     spare: Answer | None = None
     error: BaseException | None = None
 
@@ -72,7 +73,7 @@ class Flight:
     __slots__ = (
         "followers",
         "home",
-        "is_detached",
+        "is_outdated",
         "key",
         "landing",
         "operation",
@@ -88,7 +89,7 @@ class Flight:
         self.operation = operation
         self.tags = tags
         self.home = home
-        self.is_detached = False
+        self.is_outdated = False
         self.followers = 0
         self.waits_for: set[Flight] = set()
         """The flights that the computation of this one follows."""
@@ -165,15 +166,15 @@ class Flights:
             self.land(flight, None)
         return flight.landing
 
-    def detach(self, selector: Selector) -> None:
+    def detach(self, selector: Selector, *, is_outdated: bool = True) -> None:
         """Let nobody else join the flights that an invalidation means; those who wait get their answer.
 
-        A detached flight's answer is older than what made it so, and must not be kept.
+        An outdated flight's answer is older than what made it so, and must not be kept.
         """
         with self._lock:
             for flight in list(self._flights.values()):
                 if selector.matches(flight.key, flight.operation, flight.tags):
-                    flight.is_detached = True
+                    flight.is_outdated = flight.is_outdated or is_outdated
                     self._remove(flight)
 
     def _remove(self, flight: Flight) -> None:

@@ -44,6 +44,11 @@ class Tiers:
         self.journal = journal
         self.clock = clock
 
+    @property
+    def faults(self) -> int:
+        """How often the slow tier has failed."""
+        return self.guard.faults if self.guard is not None else 0
+
     def start_call(self, *, is_spent: bool = False) -> Token[Any] | None:
         """Give the call that begins here its budget, if there is a guard; for `put_back`."""
         return None if self.guard is None else self.guard.start_call(is_spent=is_spent)
@@ -169,16 +174,18 @@ class Tiers:
             self.journal.warn(f"store_if= of {call.policy.operation} failed: {type(error).__name__}; nothing is kept")
             return False
 
-    async def keep(self, call: Call, entry: Entry, value: Any, ticket: Any = None) -> bool:
-        """Store an entry. Whether it was stored."""
-        kept = await self.store.set(call.key, entry, ticket)
+    async def keep(
+        self, call: Call, entry: Entry, value: Any, ticket: Any = None, *, replaces: bool = False
+    ) -> bool | None:
+        """Store an entry. True if it was stored, False if it was invalidated, None if the store cannot take it."""
+        kept = await self.store.set(call.key, entry, ticket, replaces=replaces)
         if kept:
             self.aim(call, entry)
             self.journal.kept(entry, value, call.policy.hooks)
             return True
         reason: Literal["invalidated", "store"] = "invalidated" if kept is False else "store"
         self.journal.not_kept(call.key, call.policy.operation, reason)
-        return False
+        return kept
 
     def aim(self, call: Call, entry: Entry) -> None:
         """Let the front find an entry of the in-process tier."""

@@ -13,7 +13,7 @@ import redis.asyncio.connection as connections
 from aimemo.core.aio import TimeLimit
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
-from aimemo.link.wire import Command, ErrorReply, connection_arguments, pack
+from aimemo.link.wire import Command, ErrorReply, connection_arguments, ends_connection, pack
 
 SAME_LIMIT: Final = 0.02
 """Seconds by which the limits of two reads may differ for them to travel together."""
@@ -37,6 +37,11 @@ async def connect(address: Address, options: dict[str, Any], *, is_encrypted: bo
     try:
         async with asyncio.timeout(seconds):
             await connection.connect()
+            # A server that has too many clients accepts a connection only to say so.
+            await connection.send_packed_command([pack([("PING",)])], check_health=False)
+            reply = await _reply(connection)
+            if isinstance(reply, Exception):
+                raise reply
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
@@ -155,7 +160,10 @@ class TaskServer:
             except BaseException:
                 await pool.drop(connection)
                 raise
-        pool.give(connection)
+        if any(map(ends_connection, replies)):
+            await pool.drop(connection)
+        else:
+            pool.give(connection)
         return replies
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ import redis.connection
 
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
-from aimemo.link.wire import Command, ErrorReply, connection_arguments, pack
+from aimemo.link.wire import Command, ErrorReply, connection_arguments, ends_connection, pack
 
 _GRACE: Final = 0.001
 
@@ -69,7 +69,6 @@ class _Timed:
     """A connection of the redis package over a `TimedSocket`."""
 
     end_of_connecting = float("inf")
-    is_new = True
 
     def _connect(self) -> TimedSocket:
         return TimedSocket(super()._connect(), self.end_of_connecting)  # type: ignore[misc]
@@ -98,6 +97,10 @@ def connect(address: Address, options: dict[str, Any], *, is_encrypted: bool, se
     connection.end_of_connecting = time.monotonic() + seconds
     try:
         connection.connect()
+        # A server that has too many clients accepts a connection only to say so.
+        [reply] = talk(connection, [("PING",)], connection.end_of_connecting)
+        if isinstance(reply, Exception):
+            raise reply
     except BaseException:
         connection.disconnect()
         raise
@@ -107,7 +110,6 @@ def connect(address: Address, options: dict[str, Any], *, is_encrypted: bool, se
 def talk(connection: Any, commands: Sequence[Command], until: float) -> list[Any]:
     """Send commands, and read a reply for each; an error reply stands among the others as an exception."""
     connection._sock.end_at(until)
-    connection.is_new = False
     connection.send_packed_command([pack(commands)], check_health=False)
     return [_reply(connection) for _ in commands]
 
@@ -186,6 +188,9 @@ class BlockingServer:
         except BaseException:
             self._drop(connection)
             raise
+        if any(map(ends_connection, replies)):
+            self._drop(connection)
+            return replies
         with self._changed:
             self._idle.append(connection)
             self._changed.notify()
@@ -208,7 +213,7 @@ class BlockingServer:
             while True:
                 while self._idle:
                     connection = self._idle.pop()
-                    if connection.is_new or connection._sock.is_quiet():  # TLS tickets come to a new one
+                    if connection._sock.is_quiet():
                         return connection
                     self._open -= 1
                     connection.disconnect()

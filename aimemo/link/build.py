@@ -20,18 +20,24 @@ def make_link(
         connect_timeout: seconds that connecting may take, beside the calls that wait for it.
         max_connections: to each server; in the world of tasks, of each event loop.
     """
-    settings: dict[str, Any] = {"is_encrypted": target.is_encrypted, "seconds": connect_timeout}
+
+    def split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rest = dict(options)
+        return rest, {"is_encrypted": rest.pop("ssl", target.is_encrypted), "seconds": connect_timeout}
+
     if runtime.world == "threads":
         from aimemo.link import blocking
 
         def make(address: Address, options: dict[str, Any]) -> Any:
-            return blocking.BlockingServer(lambda: blocking.connect(address, options, **settings), max_connections)
+            rest, how = split(options)
+            return blocking.BlockingServer(lambda: blocking.connect(address, rest, **how), max_connections)
 
         return Link(_servers(target, layout, make), runtime)
     from aimemo.link import aio
 
     def make_task(address: Address, options: dict[str, Any]) -> Any:
-        return aio.TaskServer(lambda: aio.connect(address, options, **settings), max_connections)
+        rest, how = split(options)
+        return aio.TaskServer(lambda: aio.connect(address, rest, **how), max_connections)
 
     return Link(_servers(target, layout, make_task), runtime, aio.TickReader)
 

@@ -77,7 +77,7 @@ class Layout:
         """A pattern for SCAN that matches at least the entries that a selector means."""
         match selector.kind:
             case "operation":
-                start = f"op:{escape(selector.name)}|"
+                start = f"op:{selector.name}|" if escape(selector.name) == selector.name else "op:"
             case "glob":
                 start = _literal_start(selector.name)
             case _:
@@ -94,7 +94,7 @@ class Layout:
 def generations_of(key: str, tags: tuple[str, ...]) -> list[str]:
     """The generations that a computation of a key depends on."""
     named = [_stripe("key", key), _stripe("start", key.partition("|")[0]), *(_stripe("tag", tag) for tag in tags)]
-    return [BORN, EVERYTHING, *named]
+    return [EVERYTHING, *named]
 
 
 def generation(selector: Selector) -> str:
@@ -102,8 +102,8 @@ def generation(selector: Selector) -> str:
     match selector.kind:
         case "key" | "tag":
             return _stripe(selector.kind, selector.name)
-        case "operation":
-            return _stripe("start", f"op:{escape(selector.name)}")
+        case "operation" if escape(selector.name) == selector.name:  # else a key may write it in two ways
+            return _stripe("start", f"op:{selector.name}")
         case "glob" if "|" in (start := _literal_start(selector.name)):
             return _stripe("start", start.partition("|")[0])
     return EVERYTHING

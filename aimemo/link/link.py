@@ -9,17 +9,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from importlib import resources
 from typing import Any, Final, TypeVar
 
+from aimemo.core.envelope import DamagedEntry
 from aimemo.core.guard import time_limit
 from aimemo.core.runtime import Runtime
 from aimemo.link.servers import Server, Servers
-from aimemo.link.wire import Command, ConnectionLost, is_missing_script, passes_soon, redirection
+from aimemo.link.wire import Command, ConnectionLost, is_missing_script, is_of_another_type, passes_soon, redirection
 
 COMMAND_SECONDS: Final = 5.0
 """How long one command may take where no budget is shorter."""
 
 MAX_DETOURS: Final = 8
 SCAN_COUNT: Final = 1000
-SCRIPTS: Final = ("keep", "delete", "unindex", "acquire", "extend", "release")
+SCRIPTS: Final = ("keep", "delete", "move", "unindex", "acquire", "extend", "release")
 
 _PAUSE: Final = 0.01
 
@@ -49,8 +50,8 @@ def script(name: str) -> Script:
 class Link:
     """One database, in one world.
 
-    Every method raises what the redis package raises, an `OSError`, or an `InfrastructureError`, and ends
-    within the budget of the call that it is part of.
+    Every method raises what the redis package raises, an `OSError`, an `InfrastructureError`, or a
+    `DamagedEntry` for what is of another type; and ends within the budget of the call that it is part of.
     """
 
     def __init__(self, servers: Servers, runtime: Runtime, reader: MakeReader | None = None) -> None:
@@ -148,9 +149,11 @@ class Link:
             loads = [("SCRIPT", "LOAD", script(name).source) for name in SCRIPTS]
             await self._ask(server, loads, until)
             return server
+        if is_of_another_type(error):
+            raise DamagedEntry("another_type") from error
         where = redirection(error)
         if where is not None:
-            other = self._servers.redirect(bucket, where)
+            other = self._servers.redirect(bucket, where, server)
             return other if where.kind == "moved" else _Asking(other)
         self._servers.lost(error)
         if passes_soon(error) and time.monotonic() < until:

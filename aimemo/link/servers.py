@@ -42,7 +42,7 @@ class Servers(Protocol):
     def lost(self, error: Any) -> None:
         """A server could not be reached, or is no longer what it was: find out anew."""
 
-    def redirect(self, bucket: int, redirection: Redirection) -> Server:
+    def redirect(self, bucket: int, redirection: Redirection, asked: Server) -> Server:
         """Where a bucket is now, in the words of the server that was asked."""
 
     async def close(self) -> None: ...
@@ -61,6 +61,9 @@ class _Known:
         if found is None:
             found = self._servers.setdefault(address, self._make(address, self._options))
         return found
+
+    def host_of(self, server: Server) -> str:
+        return next((address[0] for address, known in self._servers.items() if known is server), "")
 
     async def ask_any(self, addresses: Sequence[Address], command: Command, until: float) -> tuple[Address, Any]:
         """The first useful answer, and who gave it."""
@@ -97,7 +100,7 @@ class OneServer:
     def lost(self, error: Any) -> None:
         """There is no other."""
 
-    def redirect(self, bucket: int, redirection: Redirection) -> Server:
+    def redirect(self, bucket: int, redirection: Redirection, asked: Server) -> Server:
         raise InfrastructureError("the server is part of a cluster: its URL must begin with redis+cluster://")
 
     async def close(self) -> None:
@@ -131,7 +134,7 @@ class WatchedServer:
         if isinstance(error, ConnectionLost) or is_wrong_server(error):
             self._master = None
 
-    def redirect(self, bucket: int, redirection: Redirection) -> Server:
+    def redirect(self, bucket: int, redirection: Redirection, asked: Server) -> Server:
         raise InfrastructureError("the server is part of a cluster: its URL must begin with redis+cluster://")
 
     async def close(self) -> None:
@@ -170,10 +173,12 @@ class Cluster:
         if isinstance(error, ConnectionLost) or is_wrong_server(error) or passes_soon(error):
             self._ranges, self._moved = [], {}
 
-    def redirect(self, bucket: int, redirection: Redirection) -> Server:
+    def redirect(self, bucket: int, redirection: Redirection, asked: Server) -> Server:
+        host, port = redirection.address
+        address = (host or self._nodes.host_of(asked), port)
         if redirection.kind == "moved":
-            self._moved[bucket] = redirection.address
-        return self._nodes.at(redirection.address)
+            self._moved[bucket] = address
+        return self._nodes.at(address)
 
     async def _learn(self, until: float) -> list[tuple[int, int, Address]]:
         known = list(dict.fromkeys([*(address for _, _, address in self._ranges), *self._seeds]))

@@ -61,8 +61,14 @@ class Target:
 
     def __str__(self) -> str:
         """Without credentials."""
-        places = ",".join(place if isinstance(place, str) else f"{place[0]}:{place[1]}" for place in self.addresses)
+        places = ",".join(map(_shown, self.addresses))
         return f"{self.kind} {places}" + (f" {self.service}" if self.service else "")
+
+
+def _shown(address: Address) -> str:
+    if isinstance(address, str):
+        return address
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
 
 
 def parse(url: str, settings: Mapping[str, Any]) -> Target:
@@ -77,32 +83,50 @@ def parse(url: str, settings: Mapping[str, Any]) -> Target:
     Raises:
         ConfigurationError: naming what cannot be understood, without what may be secret.
     """
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:
+        raise _refused("redis_url cannot be read: percent-encode special characters") from None
+    if parts.fragment:
+        raise _refused("redis_url must not hold a '#': percent-encode it as %23")
     kind, port = _KINDS[parts.scheme]
     login, _, hosts = parts.netloc.rpartition("@")
     options = {**_login(login), **_query(parts.query), **_checked(settings)}
     path = urllib.parse.unquote(parts.path)
     if parts.scheme == "unix":
         if hosts or path in ("", "/"):
-            raise ConfigurationError("redis_url must be unix:///path/of/the/socket")
-        return Target("server", (path,), options=_connection(options, {}))
+            raise _refused("redis_url must be unix:///path/of/the/socket")
+        return Target("server", (path,), options={"db": 0, **_plain(options, kind)})
     addresses = tuple(_address(host, port) for host in hosts.split(",") if host)
     if not addresses:
-        raise ConfigurationError("redis_url must include host information")
+        raise _refused("redis_url must include host information")
+    if kind == "server" and len(addresses) > 1:
+        raise _refused("redis_url must name one server; several are redis+cluster:// or redis+sentinel://")
     service, database = _path(kind, path)
     is_encrypted = options.pop("ssl", parts.scheme == "rediss")
-    sentinel = {
-        name: options.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in options
-    }
-    connection = _connection(options, database)
-    if kind == "cluster" and connection.get("db"):
-        raise ConfigurationError("redis_url must not name a database: a cluster has only one")
+    if not is_encrypted:
+        options = _plain(options, kind)
+    sentinel = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    if kind != "sentinel" and any(sentinel.values()):
+        raise _refused("sentinel_password and sentinel_username need redis+sentinel://", "sentinel_password")
+    connection = {"db": 0, **database, **options}
+    if kind == "cluster" and connection["db"]:
+        raise _refused("redis_url must not name a database: a cluster has only one")
     encryption = {name: value for name, value in connection.items() if name.startswith("ssl_")}
-    return Target(kind, addresses, service, is_encrypted, connection, {**encryption, **sentinel})
+    given = {name: value for name, value in sentinel.items() if value}
+    return Target(kind, addresses, service, is_encrypted, connection, {**encryption, **given})
 
 
-def _connection(options: Mapping[str, Any], database: Mapping[str, int]) -> dict[str, Any]:
-    return {"db": 0, **database, **options}
+def _refused(text: str, parameter: str = "redis_url") -> ConfigurationError:
+    return ConfigurationError(text, {parameter: "refused"})
+
+
+def _plain(options: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The options of a connection without TLS."""
+    for name in options:
+        if name.startswith("ssl") and options[name]:
+            raise _refused(f"{name} needs TLS: rediss://, or ssl=True with a cluster or sentinels", name)
+    return {name: value for name, value in options.items() if not name.startswith("ssl")}
 
 
 def _login(login: str) -> dict[str, str]:
@@ -114,11 +138,11 @@ def _query(query: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in urllib.parse.parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise ConfigurationError(f"redis_url has an option that is not known; known are {_list(_OPTIONS)}")
+            raise _refused(f"redis_url has an option that is not known; known are {_list(_OPTIONS)}")
         try:
             found[name] = _OPTIONS[name][1](text)
         except (ValueError, KeyError):
-            raise ConfigurationError(f"the {name} in redis_url must be {_kind_of(name)}") from None
+            raise _refused(f"the {name} in redis_url must be {_kind_of(name)}") from None
     return _checked(found)
 
 
@@ -127,7 +151,9 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
         kind = _OPTIONS[name][0]
         is_negative = isinstance(value, int) and value < 0
         if value is not None and (type(value) is not kind or is_negative):
-            raise ConfigurationError(f"{name} must be {_kind_of(name)}")
+            raise _refused(f"{name} must be {_kind_of(name)}", name)
+        if name == "ssl_cert_reqs" and value not in (None, "required", "optional", "none"):
+            raise _refused("ssl_cert_reqs must be 'required', 'optional' or 'none'", name)
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -142,7 +168,7 @@ def _address(text: str, default: int) -> tuple[str, int]:
     except ValueError:
         port = -1
     if port < 1 or not parts.hostname:
-        raise ConfigurationError("redis_url must name each server as host or host:port, the port from 1 to 65535")
+        raise _refused("redis_url must name each server as host or host:port, the port from 1 to 65535")
     return parts.hostname, port
 
 
@@ -152,11 +178,11 @@ def _path(kind: str, path: str) -> tuple[str, dict[str, int]]:
     if kind == "sentinel":
         service, _, rest = rest.partition("/")
         if not service:
-            raise ConfigurationError("redis_url must name the service: redis+sentinel://host:port/service/db")
+            raise _refused("redis_url must name the service: redis+sentinel://host:port/service/db")
     if not rest:
         return service, {}
     if not rest.isdecimal():
-        raise ConfigurationError("redis_url must end with the number of a database, or with nothing")
+        raise _refused("redis_url must end with the number of a database, or with nothing")
     return service, {"db": int(rest)}
 
 

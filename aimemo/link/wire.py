@@ -92,6 +92,16 @@ def passes_soon(reply: Any) -> bool:
     )
 
 
+def is_of_another_type(reply: Any) -> bool:
+    """Whether somebody else keeps something else under a name of ours."""
+    return isinstance(reply, ErrorReply) and "WRONGTYPE" in str(reply)
+
+
+def ends_connection(reply: Any) -> bool:
+    """Whether the server hangs up after an error reply: it could not make sense of what came."""
+    return isinstance(reply, ErrorReply) and "Protocol error" in str(reply)
+
+
 def is_wrong_server(reply: Any) -> bool:
     """Whether an error reply says that this is no longer the primary."""
     return isinstance(reply, exceptions.ReadOnlyError)

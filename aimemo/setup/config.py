@@ -37,7 +37,7 @@ def cache_from_url(url: str, **settings: Any) -> Cache:
     scheme = url.partition("://")[0]
     make = _SCHEMES.get(scheme)
     if make is None:
-        raise ConfigurationError(f"url must start with one of {', '.join(_KINDS)}, not {scheme}://", {"url": scheme})
+        raise ConfigurationError(f"url must start with one of {', '.join(_KINDS)}", {"url": "scheme"})
     try:
         return make(url, settings)
     except TypeError as error:

@@ -94,11 +94,12 @@ class MemoryStore:
             self._tickets.add(ticket)
         return ticket
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
+        self.epoch += 1  # what is being read from a slower store may be older
         return self._keep(entry, lambda: ticket is None or not ticket.is_void)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int:
-        return sum(bool(self._keep(entry, lambda: True)) for entry in entries.values())
+        return sum([bool(await self.set(key, entry)) for key, entry in entries.items()])
 
     def fill(self, entry: Entry, epoch: int) -> bool:
         def may() -> bool:

@@ -97,7 +97,7 @@ class RedisStore:
 
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> list[Any]:
         place = self._layout.place(key)
-        names = generations_of(key, tags)
+        names = [BORN, *generations_of(key, tags)]
         generations = self._layout.generations(place.bucket)
         read = ("HMGET", generations, *names)
         [values] = await self._link.ask(place.bucket, read)
@@ -105,10 +105,10 @@ class RedisStore:
             _, values = await self._link.ask(place.bucket, ("HSETNX", generations, BORN, new_stamp()), read)
         return [*names, *(value or b"" for value in values)]
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         await self._ready()
         place = self._layout.place(key)
-        [kept] = await self._link.ask(place.bucket, self._keep(place, entry, ticket))
+        [kept] = await self._link.ask(place.bucket, self._keep(place, entry, ticket, replaces))
         return bool(kept)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int:
@@ -116,7 +116,7 @@ class RedisStore:
         commands: dict[int, list[Any]] = {}
         for key, entry in entries.items():
             place = self._layout.place(key)
-            commands.setdefault(place.bucket, []).append(self._keep(place, entry, None))
+            commands.setdefault(place.bucket, []).append(self._keep(place, entry, None, True))
         return sum(map(sum, (await self._link.ask_each(commands)).values()))
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
@@ -140,7 +140,7 @@ class RedisStore:
         stamp = new_stamp()
         move = generation(selector)
         await self._link.ask_each(
-            {bucket: [("HSET", self._layout.generations(bucket), move, stamp)] for bucket in range(BUCKETS)}
+            {bucket: [script("move")((self._layout.generations(bucket),), move, stamp)] for bucket in range(BUCKETS)}
         )
         count = await (self._remove_tagged(selector.name) if selector.kind == "tag" else self._remove(selector))
         await self._link.ask(0, ("PUBLISH", self._layout.channel, message(self._sender(), selector)))
@@ -184,7 +184,7 @@ class RedisStore:
         entry.stored_size = len(data)
         return entry
 
-    def _keep(self, place: Place, entry: Entry, ticket: Sequence[Any] | None) -> Any:
+    def _keep(self, place: Place, entry: Entry, ticket: Sequence[Any] | None, replaces: bool) -> Any:
         assert entry.payload is not None
         offset = self._time.offset
         envelope = Envelope(
@@ -196,10 +196,12 @@ class RedisStore:
         left = entry.usable_until - self._clock()
         milliseconds = 0 if left == float("inf") else max(1, math.ceil(left * 1000))
         ticket = ticket or ()
+        selector = Selector("key", entry.key)
         return script("keep")(
             (place.name, self._layout.generations(place.bucket), *self._layout.index(place.bucket)),
-            data, milliseconds, self._layout.channel, message(self._sender(), Selector("key", entry.key)),
-            "" if ticket else "always", len(ticket) // 2, *ticket, *members(entry.key, entry.tags),
+            data, milliseconds, self._layout.channel, message(self._sender(), selector),
+            generation(selector) if replaces else "", new_stamp(),
+            len(ticket) // 2, *ticket, *members(entry.key, entry.tags),
         )  # fmt: skip
 
     async def _remove(self, selector: Selector) -> int:

@@ -87,7 +87,7 @@ class SQLiteStore:
         rows = self._file.read("SELECT max(seq) FROM aimemo_invalidations")
         return (rows[0][0] or 0) if rows else 0, self._wall()
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         row = self._row(key, entry)
 
         def keep(connection: sqlite3.Connection) -> bool:

@@ -42,10 +42,10 @@ class TieredStore:
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
         return await self.l1.ticket(key, operation, tags), await self.l2.ticket(key, operation, tags)
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         # Without a ticket too, L1 must not keep what another process removes from L2 just after it came there.
         ours, theirs = ticket or (await self.l1.ticket(key, entry.operation, entry.tags), None)
-        kept = await self.l2.set(key, entry, theirs)
+        kept = await self.l2.set(key, entry, theirs, replaces=replaces)
         if kept is False:
             return False
         local = await self.l1.set(key, entry, ours)

@@ -46,7 +46,7 @@ class ScriptedStore:
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> Any:
         return await self._answer("ticket", 1)
 
-    async def set(self, key: str, entry: Entry, ticket: Any = None) -> bool | None:
+    async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         return await self._answer("set", True)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:

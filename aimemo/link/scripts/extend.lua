@@ -1,6 +1,6 @@
 -- Renews a lease that is still held.
 -- KEYS: the lease
--- ARGV: token; milliseconds
+-- ARGV: what the lease says; milliseconds
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

@@ -1,6 +1,6 @@
 -- Gives back a lease that is still held.
 -- KEYS: the lease
--- ARGV: token; what to leave in its place, or ""; milliseconds that it stays
+-- ARGV: what the lease says; what to leave in its place, or ""; milliseconds that it stays
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
