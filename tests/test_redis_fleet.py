@@ -535,11 +535,11 @@ async def test_a_stale_answer_is_refreshed_once_in_a_fleet(peers: list[GenericRe
     assert await call(old, "q") == "old"
     assert await asyncio.gather(*(call(ask, "q") for ask in asks)) == ["old"] * 3
     assert work.runs == 0
-    await asyncio.sleep(0.3)
-    for _ in range(3):
+    ends = time.monotonic() + 5
+    while not all(cache._flights._flights for cache in peers[1:]):
         assert await asyncio.gather(*(call(ask, "q") for ask in asks)) == ["old"] * 3
+        assert time.monotonic() < ends
     await until(lambda: work.runs)
-    await until(lambda: all(cache._flights._flights for cache in peers[1:]))
     work.gate.set()
     await until(lambda: not any(cache._flights._flights for cache in peers))
     assert work.runs == 1
@@ -550,10 +550,8 @@ async def test_a_stale_answer_is_refreshed_once_in_a_fleet(peers: list[GenericRe
 
 
 @each_world
-@pytest.mark.parametrize("deadline", [0.1, 0.05])
-async def test_while_redis_hangs_those_who_wait_for_a_lease_compute(
-    own_server: Server, world: str, deadline: float
-) -> None:
+async def test_while_redis_hangs_those_who_wait_for_a_lease_compute(own_server: Server, world: str) -> None:
+    deadline = 0.4
     with caches(own_server.url, 2, deadline=deadline, strict=False) as (here, there):
         holding, own = Work("theirs"), Work("mine", is_open=True)
         for cache in (here, there):
@@ -564,11 +562,11 @@ async def test_while_redis_hangs_those_who_wait_for_a_lease_compute(
         own_server.freeze()
         at = time.monotonic()
         assert await asyncio.wait_for(waiting, 5) == "mine"
-        assert time.monotonic() - at < 5 * deadline + 0.3
+        assert time.monotonic() - at < deadline + 0.6
         holding.gate.set()
         at = time.monotonic()
         assert await asyncio.wait_for(holder, 5) == "theirs"
-        assert time.monotonic() - at < 5 * deadline + 0.3
+        assert time.monotonic() - at < deadline + 0.6
         own_server.thaw()
 
 
