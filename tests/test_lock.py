@@ -367,7 +367,7 @@ def test_leases_that_come_while_their_renewer_ends_are_looked_after(
 
 
 CONTENTION = [
-    ("server", "threads", 200), ("server", "tasks", 50), ("cluster", "threads", 50), ("cluster", "tasks", 50),
+    ("server", "threads", 50), ("server", "tasks", 15), ("cluster", "threads", 15), ("cluster", "tasks", 15),
 ]  # fmt: skip
 
 

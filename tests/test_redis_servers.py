@@ -693,19 +693,6 @@ async def test_what_is_half_moved_is_read_where_it_is(
     assert await ask(cache, "get_many", list(values)) == values
 
 
-SWEEPS = [("clear",), ("invalidate_pattern", "op:half|*"), ("invalidate_operation", "half"), ("invalidate_tag", "t")]
-
-
-def move_to_owner(cluster: ClusterOfThree, name: bytes) -> None:
-    """Move a bucket from each of the other nodes to the one that has `name`."""
-    owner = Move(cluster, int(name.partition(b"}")[0].rpartition(b":")[2])).source
-    buckets = [(Move(cluster, bucket).source, bucket) for bucket in range(16)]
-    for node in cluster.nodes:
-        bucket = next((bucket for source, bucket in buckets if source is node and node is not owner), None)
-        if bucket is not None:
-            Move(cluster, bucket, owner)()
-
-
 @each_world
 async def test_removals_count_exactly_although_slots_have_moved_unseen(
     make: Make, clean: ClusterOfThree, ask: Ask
@@ -1388,20 +1375,39 @@ async def test_a_sentinel_client_speaks_plainly_to_sentinels_that_are_not_encryp
             await use(make(client=given, strict=True), tls)
 
 
-def connecting() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "aimemo-connect"]
+def connect_in_a_thread(address: Address, is_encrypted: bool) -> None:
+    blocking.connect(address, {}, is_encrypted=is_encrypted, seconds=0.3)
 
 
-@pytest.mark.parametrize("scheme", ["rediss", "redis"])
-async def test_connecting_to_who_never_answers_ends_with_its_time(make: Make, scheme: str) -> None:
-    """A port that takes connections and says nothing: TLS waits for its hello."""
-    await asyncio.to_thread(wait_until, lambda: not connecting(), "earlier tests do not connect any more", 30)
+def connect_in_a_task(address: Address, is_encrypted: bool) -> None:
+    asyncio.run(aio.connect(address, {}, is_encrypted=is_encrypted, seconds=0.3))
+
+
+@pytest.mark.parametrize("connect", [connect_in_a_task, connect_in_a_thread], ids=WORLDS)
+@pytest.mark.parametrize("is_encrypted", [False, True], ids=["plain", "encrypted"])
+def test_connecting_to_who_never_says_a_word_ends_with_its_time(connect: Any, is_encrypted: bool) -> None:
+    errors: list[BaseException] = []
+
+    def attempt() -> None:
+        try:
+            connect(silent.getsockname(), is_encrypted)
+        except (OSError, redis.RedisError) as error:
+            errors.append(error)
+
     with socket.create_server((HOST, 0)) as silent:
-        url = f"{scheme}://{HOST}:{silent.getsockname()[1]}"
-        cache = make(url, deadline=0.1, connect_timeout=0.3, max_connections=3)
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(4)
+        assert len(errors) == 1
+    thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+async def test_who_never_says_a_word_costs_calls_no_more_than_their_budget(make: Make, scheme: str) -> None:
+    with socket.create_server((HOST, 0)) as silent:
+        cache = make(f"{scheme}://{HOST}:{silent.getsockname()[1]}", deadline=0.1, connect_timeout=0.3)
         for ask in WORLDS.values():
             started = time.monotonic()
             for number in range(8):
                 assert await ask(cache, "get_or_compute", f"key {number}", lambda number=number: number) == number
             assert time.monotonic() - started < 3
-        await asyncio.to_thread(wait_until, lambda: not connecting(), "nobody is connecting any more", 3)
