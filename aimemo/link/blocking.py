@@ -93,7 +93,9 @@ def connect(address: Address, options: dict[str, Any], *, is_encrypted: bool, se
         redis.RedisError, OSError: if that cannot be done within `seconds`.
     """
     kind: Any = _UnixConnection if isinstance(address, str) else _SSLConnection if is_encrypted else _Connection
-    connection = kind(socket_connect_timeout=seconds, **connection_arguments(address, options))
+    # The TLS handshake comes before the TimedSocket.
+    arguments = {**connection_arguments(address, options), "socket_timeout": seconds}
+    connection = kind(socket_connect_timeout=seconds, **arguments)
     connection.end_of_connecting = time.monotonic() + seconds
     try:
         connection.connect()
