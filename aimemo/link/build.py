@@ -23,7 +23,10 @@ def make_link(
 
     def split(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         rest = dict(options)
-        return rest, {"is_encrypted": rest.pop("ssl", target.is_encrypted), "seconds": connect_timeout}
+        is_encrypted = rest.pop("ssl", target.is_encrypted)
+        if is_encrypted:  # older releases of the redis package do not do so by themselves
+            rest.setdefault("ssl_check_hostname", rest.get("ssl_cert_reqs") != "none")
+        return rest, {"is_encrypted": is_encrypted, "seconds": connect_timeout}
 
     if runtime.world == "threads":
         from aimemo.link import blocking
