@@ -826,7 +826,7 @@ def test_another_type_under_a_name_of_the_bookkeeping_reaches_no_caller(make: Ma
         assert [asked(text) for text in texts * 2] == [[text] for text in texts * 2]
         assert here.get("k") == "value", "what can be read is read"
         here.set("k", "new")
-        assert here.get("k") in ("value", "new")
+        assert here.get("k") in ("value", "new", None), "what could not be replaced may be gone"
 
 
 @pytest.mark.parametrize("part", PARTS[:4])

@@ -155,10 +155,13 @@ def _dropping(l1: LocalStore | None) -> Callable[[], None]:
     return lambda: None if l1 is None else l1.invalidate(Selector("all"))
 
 
-def _connecting(drop: Callable[[], None], flights: Flights, link: Link, server_time: ServerTime) -> Callable[[], None]:
-    def connected() -> None:
+def _connecting(
+    drop: Callable[[], None], flights: Flights, link: Link, server_time: ServerTime
+) -> Callable[[bool], None]:
+    def connected(may_have_missed: bool) -> None:
         drop()
-        flights.detach(Selector("all"), is_outdated=False)  # the tickets know better which may be kept
+        if may_have_missed:
+            flights.detach(Selector("all"), is_outdated=False)  # the tickets know better which may be kept
         if server_time.is_due():
             drive(server_time.learn(link))
 

@@ -45,14 +45,14 @@ class ChannelListener:
     Args:
         open: makes a connection.
         heard: called with each message, in the listener's thread.
-        connected: called when the channel is subscribed to, before anything is heard: from a lost connection
-            to this moment messages may have been missed.
+        connected: called when the channel is subscribed to, before anything is heard. True: messages may have
+            been missed, by somebody who went on without a listener since it was awoken.
         ended: called when nobody listens any more, and nobody will try.
     """
 
     def __init__(
         self, open: Callable[[], Conversation], channel: str, *,
-        heard: Callable[[bytes], None], connected: Callable[[], None], ended: Callable[[], None],
+        heard: Callable[[bytes], None], connected: Callable[[bool], None], ended: Callable[[], None],
     ) -> None:  # fmt: skip
         self._open = open
         self._channel = channel
@@ -80,8 +80,10 @@ class ChannelListener:
                 threading.Thread(target=self._run, args=(session,), name="aimemo-listener", daemon=True).start()
             if self._session.has_tried:
                 return
-            self._session.waiters.append(waiter)
+            session = self._session
+            session.waiters.append(waiter)
         await runtime.wait_at_most(time_limit(COMMAND_SECONDS) - time.monotonic(), waiter)
+        session.has_tried = True
 
     def abandon(self) -> None:
         """Let the thread end, from wherever the collector finds that nobody needs it: takes no lock."""
@@ -101,7 +103,7 @@ class ChannelListener:
         while not session.stopped.is_set():
             try:
                 with self._open() as session.conversation:
-                    self._subscribe(session.conversation)
+                    self._subscribe(session.conversation, session)
                     self._has_tried(session)
                     pause = FIRST_PAUSE
                     self._listen(session.conversation, session.stopped)
@@ -120,10 +122,10 @@ class ChannelListener:
         for waiter in waiters:
             waiter.wake()
 
-    def _subscribe(self, conversation: Conversation) -> None:
+    def _subscribe(self, conversation: Conversation, session: _Session) -> None:
         conversation.say("SUBSCRIBE", self._channel)
         conversation.hear(COMMAND_SECONDS)
-        self._connected()
+        self._connected(session.has_tried)
 
     def _listen(self, conversation: Conversation, stopped: threading.Event) -> None:
         is_pinged = False

@@ -56,12 +56,15 @@ def unescape(part: str) -> str:
 
 
 def operation_of(key: str) -> str:
-    """The operation that a key carries, or `""` for a key of another form."""
+    """The operation that a key carries, or `""` for a key of another form: written by hand, by other rules."""
     match = _FORM.match(key)
-    try:
-        return unescape(match[1]) if match else ""
-    except UnicodeError:  # written by hand, and not by these rules
+    if match is None:
         return ""
+    try:
+        operation = unescape(match[1])
+    except UnicodeError:
+        return ""
+    return operation if escape(operation) == match[1] else ""
 
 
 def digest_of(key: str) -> str:

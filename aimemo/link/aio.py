@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 import redis.asyncio.connection as connections
 
-from aimemo.core.aio import TimeLimit
+from aimemo.core.aio import TaskRuntime, TimeLimit
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
 from aimemo.link.wire import Command, ErrorReply, connection_arguments, ends_connection, pack
 
 SAME_LIMIT: Final = 0.02
 """Seconds by which the limits of two reads may differ for them to travel together."""
+
+
+KNOWS_SSL_PASSWORD: Final = "ssl_password" in inspect.signature(connections.SSLConnection.__init__).parameters
 
 
 async def connect(address: Address, options: dict[str, Any], *, is_encrypted: bool, seconds: float) -> Any:
@@ -36,6 +40,8 @@ async def connect(address: Address, options: dict[str, Any], *, is_encrypted: bo
     connection = kind(socket_connect_timeout=seconds, **connection_arguments(address, options))
     try:
         async with asyncio.timeout(seconds):
+            if is_encrypted:  # reading certificates takes long
+                await TaskRuntime().offload(connection.ssl_context.get)
             await connection.connect()
             # A server that has too many clients accepts a connection only to say so.
             await connection.send_packed_command([pack([("PING",)])], check_health=False)
@@ -100,6 +106,7 @@ class _Pool:
     async def close(self) -> None:
         for task in self._connecting:
             task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
         while self._idle:
             self._open -= 1
             await self._idle.pop().disconnect(nowait=True)
@@ -112,7 +119,12 @@ class _Pool:
         return None
 
     def _start_connecting(self) -> None:
-        """Connect in a task: it may take longer than a command may, and serves the next one then."""
+        """Connect in a task: it may take longer than a command may, and serves the next one then.
+
+        While no connection stands, one attempt speaks for all: many would only fill the resolver's threads.
+        """
+        if self._connecting and self._open == len(self._connecting):
+            return
         self._open += 1
         task = asyncio.get_running_loop().create_task(self._connect())
         self._connecting.add(task)
@@ -123,11 +135,14 @@ class _Pool:
         error = ConnectionError("connecting was cancelled") if task.cancelled() else task.exception()
         if error is None:
             self.give(task.result())
+            for _ in range(min(len(self._waiters) - len(self._connecting), self._max_connections - self._open)):
+                self._start_connecting()
             return
         self._open -= 1
-        waiter = self._next_waiter()
-        if waiter is not None:
+        while waiter := self._next_waiter():
             waiter.set_exception(error)
+            if self._open:
+                break
 
 
 class TaskServer:

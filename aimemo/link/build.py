@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from aimemo.core.runtime import Runtime
+from aimemo.errors import ConfigurationError
 from aimemo.link.layout import Layout
 from aimemo.link.link import Link
 from aimemo.link.servers import Cluster, MakeServer, OneServer, Servers, WatchedServer
@@ -37,6 +38,11 @@ def make_link(
 
         return Link(_servers(target, layout, make), runtime)
     from aimemo.link import aio
+
+    if "ssl_password" in target.options and not aio.KNOWS_SSL_PASSWORD:
+        raise ConfigurationError(
+            "ssl_password for asyncio needs a newer redis package: pip install 'redis>=8'", {"ssl_password": None}
+        )
 
     def make_task(address: Address, options: dict[str, Any]) -> Any:
         rest, how = split(options)

@@ -77,7 +77,7 @@ class Layout:
         """A pattern for SCAN that matches at least the entries that a selector means."""
         match selector.kind:
             case "operation":
-                start = f"op:{selector.name}|" if escape(selector.name) == selector.name else "op:"
+                start = f"op:{escape(selector.name)}|"
             case "glob":
                 start = _literal_start(selector.name)
             case _:

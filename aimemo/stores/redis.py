@@ -96,6 +96,7 @@ class RedisStore:
         return found
 
     async def ticket(self, key: str, operation: str, tags: tuple[str, ...]) -> list[Any]:
+        await self._ready()
         place = self._layout.place(key)
         names = [BORN, *generations_of(key, tags)]
         generations = self._layout.generations(place.bucket)
@@ -142,7 +143,12 @@ class RedisStore:
         await self._link.ask_each(
             {bucket: [script("move")((self._layout.generations(bucket),), move, stamp)] for bucket in range(BUCKETS)}
         )
-        count = await (self._remove_tagged(selector.name) if selector.kind == "tag" else self._remove(selector))
+        if selector.kind == "tag":
+            count = await self._remove_tagged(selector.name)
+        else:
+            count = await self._remove(selector)
+            if self._link.is_cluster:  # slots may have moved to nodes that the scan had left behind
+                count += await self._remove(selector)
         await self._link.ask(0, ("PUBLISH", self._layout.channel, message(self._sender(), selector)))
         return count
 
