@@ -821,15 +821,6 @@ async def test_three_hundred_callers_of_a_server_that_is_busy_wait_no_longer_tha
         assert await until(lambda: keeps(cache, ask), 20) < 4
 
 
-async def ping_in_tasks(address: Address, number: int, refused: Callable[[], bool]) -> None:
-    async def connect() -> Any:
-        await late.wait()
-        return await aio.connect(address, {}, is_encrypted=False, seconds=5)
-
-    late = asyncio.Event()
-    await ping_late(aio.TaskServer(connect, number), number, late, refused)
-
-
 async def ping_in_threads(address: Address, number: int, refused: Callable[[], bool]) -> None:
     def connect() -> Any:
         late.wait(5)
@@ -851,12 +842,12 @@ async def ping_late(server: Any, number: int, late: Any, refused: Callable[[], b
     await server.close()
 
 
-@pytest.mark.parametrize("ping", [ping_in_tasks, ping_in_threads], ids=WORLDS)
-async def test_connections_that_came_too_late_and_were_refused_are_not_handed_out(ping: Any) -> None:
+async def test_connections_that_came_too_late_and_were_refused_are_not_handed_out() -> None:
+    """Among threads only: tasks wait for one attempt, until a connection stands."""
     with Server(maxclients=4) as server:
         rejected = functools.partial(counted, server, "stats", "rejected_connections")
         assert rejected() == 0
-        await ping((HOST, server.port), 30, lambda: rejected() >= 27)
+        await ping_in_threads((HOST, server.port), 30, lambda: rejected() >= 27)
 
 
 async def test_three_hundred_callers_of_both_worlds_at_a_server_of_four_connections_are_answered(make: Make) -> None:
