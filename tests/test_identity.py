@@ -313,7 +313,7 @@ GENERATORS = [generates, generates_later, staticmethod(generates), functools.par
 REFUSED = [*GENERATORS, Client, property(ask), 5]
 
 
-@pytest.mark.parametrize("thing", REFUSED, ids=str)
+@pytest.mark.parametrize("thing", REFUSED, ids=lambda thing: type(thing).__name__)
 def test_generators_and_classes_and_other_things_cannot_be_decorated(memory: InMemoryCache, thing: Any) -> None:
     with pytest.raises(TypeError, match=r"generator|functions"):
         cached_ai_call(cache=memory)(thing)

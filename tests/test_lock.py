@@ -325,6 +325,7 @@ def test_a_renewal_needs_no_script_that_was_loaded_before(threads: Bench) -> Non
     assert drive(threads.release(lease)) is True
 
 
+@pytest.mark.slow
 def test_a_lost_lease_is_not_taken_back_by_its_renewal(threads: Bench) -> None:
     lost = drive(threads.acquire("a"))
     threads.ask("DEL")
@@ -371,6 +372,7 @@ CONTENTION = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "world", "times"), CONTENTION)
 def test_eight_threads_never_hold_a_lock_together(kind: Any, world: str, times: int) -> None:
     inside: list[int] = []
@@ -409,6 +411,7 @@ async def test_who_is_cancelled_while_asking_holds_nothing_for_longer_than_a_lea
         wait_until(lambda: not any(bench.ask("EXISTS", name=name) for name in names), "all have ended", SHORT_LEASE + 1)
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs_costs_no_lease_on_another(threads: Bench, own_server: Server) -> None:
     with bench_on(own_server.url, "threads") as hung:
         theirs = [drive(hung.acquire("a", f"{NAME}{number}")) for number in range(5)]
@@ -424,6 +427,7 @@ def test_a_server_that_hangs_costs_no_lease_on_another(threads: Bench, own_serve
         assert drive(threads.release(lease)) is True
 
 
+@pytest.mark.slow
 def test_a_lease_outlives_a_server_that_hangs_for_a_moment(own_server: Server) -> None:
     with bench_on(own_server.url, "threads") as bench:
         lease = drive(bench.acquire("a"))
@@ -434,6 +438,7 @@ def test_a_lease_outlives_a_server_that_hangs_for_a_moment(own_server: Server) -
         assert drive(bench.release(lease)) is True
 
 
+@pytest.mark.slow
 def test_a_forked_child_renews_its_own_leases_and_not_its_parents(threads: Bench, short_leases: None) -> None:
     test_is_over, end_test = os.pipe()
     child_is_ready, say_ready = os.pipe()

@@ -326,6 +326,7 @@ def frames() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw_length", [1 << 30, 8 * MIB, 1000])
 def test_zstd_bombs_are_misses_and_cost_no_memory(here: Here, raw_length: int) -> None:
     head = here.sealed("b", "x")
@@ -829,6 +830,7 @@ def test_another_type_under_a_name_of_the_bookkeeping_reaches_no_caller(make: Ma
         assert here.get("k") in ("value", "new", None), "what could not be replaced may be gone"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS[:4])
 def test_an_invalidation_amid_spoilt_bookkeeping_is_done_or_raises(make: Make, part: str) -> None:
     texts = [f"q{number}" for number in range(10)]
@@ -847,6 +849,7 @@ def test_an_invalidation_amid_spoilt_bookkeeping_is_done_or_raises(make: Make, p
             assert [asked.peek(text) for text in texts] == [MISSING] * len(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_spoilt_bookkeeping_of_one_bucket_costs_no_other_bucket(here: Here, part: str) -> None:
     ask, _ = recorder()

@@ -315,6 +315,7 @@ async def test_calls_one_after_another_lose_no_more_budgets_than_open_the_breake
     assert len([fault for fault in caller.faults() if fault.error != "HeldUp"]) <= FAILURES_TO_OPEN
 
 
+@pytest.mark.slow
 async def test_a_hung_server_is_probed_once_per_interval(make_all: Callable[..., list[Caller]], server: Server) -> None:
     async def count_probes(caller: Caller) -> None:
         await caller.open_breaker()
@@ -510,6 +511,7 @@ async def test_a_server_that_comes_after_the_app_is_used_from_then_on(make_all: 
 # Connections that are cut, replies that are late or in pieces
 
 
+@pytest.mark.slow
 async def test_connections_killed_ten_times_a_second_harm_no_call(
     make_all: Callable[..., list[Caller]], server: Server
 ) -> None:
@@ -544,6 +546,7 @@ async def test_a_server_that_pauses_for_three_seconds_is_as_one_that_hangs(
     await everybody(live_through, callers)
 
 
+@pytest.mark.slow
 async def test_replies_that_are_late_at_random_are_waited_for_no_longer_than_the_deadline(
     make: Callable[..., Caller], proxy: Proxy
 ) -> None:
@@ -626,6 +629,7 @@ async def test_connections_cut_in_the_middle_of_replies_harm_no_call(
 # A network that swallows everything
 
 
+@pytest.mark.slow
 async def test_a_network_that_swallows_everything_costs_one_budget_and_is_recovered_from(
     make_all: Callable[..., list[Caller]], proxy: Proxy
 ) -> None:
@@ -702,7 +706,7 @@ def silent_host() -> Iterator[str]:
         yield f"redis://{HOST}:{full.getsockname()[1]}/0"
 
 
-@pytest.fixture(params=[no_port, no_name, silent_host, hung_server])
+@pytest.fixture(params=[no_port, pytest.param(no_name, marks=pytest.mark.slow), silent_host, hung_server])
 def nowhere(request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a server that cannot be used."""
     yield from request.param()

@@ -156,6 +156,7 @@ def test_the_others_take_over_within_a_lease_from_a_process_that_is_killed(
     assert len(ran(namespace)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["tasks", slow("threads")])
 def test_a_holder_that_was_stopped_longer_than_its_lease_does_not_end_the_lease_of_its_successor(
     crew: Callable[..., list[FleetWorker]], namespace: str, world: str
@@ -188,6 +189,7 @@ def leases(client: Any, namespace: str) -> list[bytes]:
 HOLDERS = {"task": {}, "held loop": {"holds_loop": True}, "thread": {"world": "threads"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lease", [LEASE, slow(OWN_LEASE)])
 def test_a_computation_of_three_leases_is_not_repeated(
     crew: Callable[..., list[FleetWorker]], whole_crew: Crew, lease: float
@@ -207,6 +209,7 @@ def test_a_computation_of_three_leases_is_not_repeated(
         assert ran(plans[name]) == [holder.pid], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "end"),
     [("tasks", "fail"), ("threads", "unkept"), slow("tasks", "unkept"), slow("tasks", "cancel"),
@@ -570,6 +573,7 @@ async def test_while_redis_hangs_those_who_wait_for_a_lease_compute(own_server: 
         own_server.thaw()
 
 
+@pytest.mark.slow
 @each_world
 async def test_a_lease_that_could_not_be_given_back_ends_by_itself(own_server: Server, world: str) -> None:
     with caches(own_server.url, 2, deadline=0.1, strict=False) as (here, there):

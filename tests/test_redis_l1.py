@@ -665,6 +665,7 @@ def test_without_a_listener_l1_serves_no_longer_than_its_own_limit(
     assert [finish(lambda key=key: view(here, world).get(key)) for key in keys] == [None, None]
 
 
+@pytest.mark.slow
 def test_however_often_the_listener_is_cut_off_the_last_value_is_seen_soon(
     deaf: Server, make: Make, world: str
 ) -> None:
@@ -699,6 +700,7 @@ def test_who_asks_after_the_listener_came_back_does_not_join_what_was_computed_b
     assert began
 
 
+@pytest.mark.slow
 def test_a_listener_whose_connection_died_silently_notices_by_itself(make: Make, proxy: Proxy, server: Server) -> None:
     here, there = make(proxy.url, strict=False, deadline=0.5), make()
     there.blocking.set("k", "old")
@@ -1330,6 +1332,7 @@ async def test_sweeps_count_exactly_and_touch_nothing_outside_their_namespace() 
             await cache.close()
 
 
+@pytest.mark.slow
 async def test_sweeps_of_a_cluster_count_exactly() -> None:
     caches = [redis_cache("cluster", leases=False) for _ in range(3)]
     for cache in caches:

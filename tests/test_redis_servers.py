@@ -275,6 +275,7 @@ async def test_a_removal_that_a_replica_refuses_raises_and_reads_go_on(
     assert await ask(cache, *removal) == count
 
 
+@pytest.mark.slow
 async def test_a_lease_that_was_held_when_writes_failed_ends_by_itself(make: Make, server: Server) -> None:
     cache, other = make(server.url, enable_l1_cache=False), make(server.url, enable_l1_cache=False)
 
@@ -743,6 +744,7 @@ def cut(server: Server) -> None:
 OLD, NEW = "old hunter2", "new hunter2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", OLD], ids=["none before", "another before"])
 @each_l1
 async def test_where_the_password_is_another_calls_are_computed_and_one_line_says_so(
@@ -1302,6 +1304,7 @@ def tls_cluster(encrypted_cluster: Encrypted) -> Encrypted:
     return encrypted_cluster
 
 
+@pytest.mark.slow
 async def test_a_cluster_that_is_encrypted_is_used(make: Make, tls_cluster: Encrypted, papers: Path) -> None:
     url = f"redis+cluster://{HOST}:{tls_cluster.tls_port}?ssl=1"
     await use(make(url, strict=True, **trusts(papers)), tls_cluster)

@@ -404,6 +404,7 @@ tagged_entries = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=ANY_STATE)
 @given(entries=tagged_entries, meant=st.lists(tags_, min_size=1, max_size=3))
 def test_tags_agree_with_a_dictionary(tagged: Tagged, entries: dict[str, set[str]], meant: list[str]) -> None:
@@ -417,6 +418,7 @@ def test_tags_agree_with_a_dictionary(tagged: Tagged, entries: dict[str, set[str
         assert tagged.here.get_many(entries).keys() == entries.keys()
 
 
+@pytest.mark.slow
 def test_thousands_of_tagged_entries_are_counted_exactly(tagged: Tagged) -> None:
     for number in range(3000):
         tagged.keep(f"k{number}", ["all", f"third {number % 3}"])
@@ -851,6 +853,7 @@ class Tickets(RuleBasedStateMachine):
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", binaries())
 def test_no_ticket_outlives_an_invalidation_whatever_is_evicted_meanwhile(kind: str) -> None:
     machine = type("Tickets", (Tickets,), {"kind": kind})
@@ -1117,6 +1120,7 @@ def _heard(cache: GenericRedisCache) -> list[bytes]:
     return heard
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_dictionary() -> None:
     options = settings(max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=QUIET)
     run_state_machine_as_test(TwoProcesses, settings=options)
