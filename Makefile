@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TWO_AT_A_TIME := -n 2 --dist worksteal
 
 .PHONY: demo test test-slow check lint types bench docs clean
 
@@ -11,10 +12,10 @@ demo: $(READY)
 	$(BIN)/python -m aimemo demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest --run-slow
+	$(BIN)/python -m pytest --run-slow $(TWO_AT_A_TIME)
 
 check: lint types test
 
