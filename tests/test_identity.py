@@ -342,7 +342,9 @@ def test_what_a_function_says_of_itself_stays_true(function: Any, decorate: Any)
 # What cannot be keyed
 
 
-@pytest.mark.parametrize("value", [object(), Client("a"), [object()], {"a": (object(),)}], ids=["object", "client", "list", "dict"])
+@pytest.mark.parametrize(
+    "value", [object(), Client("a"), [object()], {"a": (object(),)}], ids=["object", "client", "list", "dict"]
+)
 async def test_what_cannot_be_keyed_raises_before_the_function_runs(cache: Cache, value: Any) -> None:
     calls: list[Any] = []
 

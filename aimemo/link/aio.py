@@ -13,8 +13,9 @@ import redis.asyncio.connection as connections
 
 from aimemo.core.aio import TaskRuntime, TimeLimit
 from aimemo.core.runtime import forget_after_fork, fork_safe_lock
+from aimemo.link.replies import Replies
 from aimemo.link.urls import Address
-from aimemo.link.wire import Command, ErrorReply, connection_arguments, ends_connection, pack
+from aimemo.link.wire import Command, connection_arguments, ends_connection, pack
 
 SAME_LIMIT: Final = 0.02
 """Seconds by which the limits of two reads may differ for them to travel together."""
@@ -45,20 +46,14 @@ async def connect(address: Address, options: dict[str, Any], *, is_encrypted: bo
             await connection.connect()
             # A server that has too many clients accepts a connection only to say so.
             await connection.send_packed_command([pack([("PING",)])], check_health=False)
-            reply = await _reply(connection)
+            connection.replies = Replies(connection._reader)
+            reply = await connection.replies.next()
             if isinstance(reply, Exception):
                 raise reply
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
     return connection
-
-
-async def _reply(connection: Any) -> Any:
-    try:
-        return await connection.read_response(disable_decoding=True)
-    except ErrorReply as error:
-        return error
 
 
 class _Pool:
@@ -76,7 +71,7 @@ class _Pool:
     async def take(self) -> Any:
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_connected and not connection._reader.at_eof():
+            if connection.is_connected and not connection._reader.at_eof() and not connection.replies.has_more:
                 return connection
             await self.drop(connection)
         if self._open < self._max_connections:
@@ -171,7 +166,7 @@ class TaskServer:
             connection = await pool.take()
             try:
                 await connection.send_packed_command([pack(commands)], check_health=False)
-                replies = [await _reply(connection) for _ in commands]
+                replies = [await connection.replies.next() for _ in commands]
             except BaseException:
                 await pool.drop(connection)
                 raise

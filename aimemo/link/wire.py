@@ -13,7 +13,7 @@ from aimemo.link.urls import Address
 
 try:
     from redis import exceptions
-    from redis.connection import AbstractConnection
+    from redis.connection import AbstractConnection, DefaultParser
     from redis.crc import key_slot
 except ImportError as error:  # pragma: no cover - the hint is what matters
     raise ImportError("a Redis cache needs the redis package: pip install 'redis>=5.0.8'") from error
@@ -28,6 +28,7 @@ _NO_INTRODUCTION: Final[dict[str, None]] = (
 )
 
 ErrorReply = exceptions.ResponseError
+BrokenReply = exceptions.InvalidResponse
 
 Command = tuple[Any, ...]
 
@@ -41,6 +42,12 @@ def pack(commands: Sequence[Command]) -> bytes:
             data = word if isinstance(word, bytes) else str(word).encode()
             parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+def error_reply(line: bytes) -> Exception:
+    """The exception that the redis package has for an error reply."""
+    error: Exception = DefaultParser.parse_error(line.decode("utf-8", "replace"))  # type: ignore[no-untyped-call]
+    return error
 
 
 def slot_of(hash_tag: str) -> int:
