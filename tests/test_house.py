@@ -72,7 +72,7 @@ def test_each_part_imports_only_its_libraries(path: Path) -> None:
 
 def test_only_the_world_of_tasks_imports_asyncio() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in modules() if "asyncio" in set(imports(path))}
-    assert users == {"core/aio.py", "link/aio.py", "management/demo.py"}
+    assert users == {"core/aio.py", "link/aio.py", "link/replies.py", "management/demo.py"}
 
 
 def loaded_by(statement: str) -> set[str]:

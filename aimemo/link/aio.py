@@ -17,8 +17,10 @@ from aimemo.link.replies import Replies
 from aimemo.link.urls import Address
 from aimemo.link.wire import Command, connection_arguments, ends_connection, pack
 
-SAME_LIMIT: Final = 0.02
-"""Seconds by which the limits of two reads may differ for them to travel together."""
+EARLIER: Final = 0.02
+LATER: Final = 0.1
+"""Seconds by which the limit of a read may differ from that of the first one of a tick for them to travel together. It
+comes later in a long tick; somebody whose limit is earlier has waited for something else before."""
 
 
 KNOWS_SSL_PASSWORD: Final = "ssl_password" in inspect.signature(connections.SSLConnection.__init__).parameters
@@ -234,7 +236,7 @@ class TickReader:
         """
         loop = asyncio.get_running_loop()
         batch = self._batches.get(loop)
-        if batch is None or abs(batch.until - until) > SAME_LIMIT:
+        if batch is None or not -EARLIER <= until - batch.until <= LATER:
             batch = self._batches[loop] = _Batch(until)
             task = loop.create_task(self._send(loop, batch))
             self._tasks.add(task)
