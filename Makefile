@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow check lint types bench docs clean
+.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-all coverage check lint types bench docs clean
 
 demo: $(READY)
 	$(BIN)/python -m aimemo demo
@@ -16,6 +16,23 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest --run-slow $(TWO_AT_A_TIME)
+
+test-unit: $(READY)
+	$(BIN)/python -m pytest -m "not redis and not integration and not slow" $(TWO_AT_A_TIME)
+
+test-redis: $(READY)
+	$(BIN)/python -m pytest -m redis $(TWO_AT_A_TIME)
+
+test-integration: $(READY)
+	$(BIN)/python -m pytest -m integration $(TWO_AT_A_TIME)
+
+test-performance: $(READY)
+	$(BIN)/python -m aimemo bench memory:// sqlite:///.aimemo/bench.db --json || test $$? -eq 1
+
+test-all: test-slow
+
+coverage: $(READY)
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --cov --cov-report=term-missing:skip-covered --cov-report=xml
 
 check: lint types test
 

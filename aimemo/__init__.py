@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import aimemo.seed_paths  # noqa: F401 - from now on the module paths of the seeds are found
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -22,11 +24,13 @@ _HOMES = {
     "aimemo.core.events": ("CacheEvent", "compose_callbacks"),
     "aimemo.core.stats": ("CacheStats",),
     "aimemo.core.types": ("register_type",),
-    "aimemo.caches.interface": ("Cache",),
+    "aimemo.caches.interface": ("Cache", "CacheInterface"),
     "aimemo.caches.memory": ("InMemoryCache",),
     "aimemo.caches.sqlite": ("SQLiteCache",),
     "aimemo.caches.redis": ("GenericRedisCache",),
     "aimemo.caches.ai": ("AIResponseCache",),
+    "aimemo.measure.monitor": ("CachePerformanceMonitor",),
+    "aimemo.setup.factory": ("CacheFactory",),
     "aimemo.setup.config": ("cache_from_url", "configure", "get_cache"),
     "aimemo.errors": (
         "AimemoError", "AimemoWarning", "CodecError", "ConfigurationError", "IdempotencyConflictError",
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from aimemo.cached import CachedFunction as CachedFunction
     from aimemo.caches.ai import AIResponseCache as AIResponseCache
     from aimemo.caches.interface import Cache as Cache
+    from aimemo.caches.interface import CacheInterface as CacheInterface
     from aimemo.caches.memory import InMemoryCache as InMemoryCache
     from aimemo.caches.redis import GenericRedisCache as GenericRedisCache
     from aimemo.caches.sqlite import SQLiteCache as SQLiteCache
@@ -77,7 +82,9 @@ if TYPE_CHECKING:
     from aimemo.errors import RateLimitedError as RateLimitedError
     from aimemo.errors import UnkeyableArgumentError as UnkeyableArgumentError
     from aimemo.errors import ValidationError as ValidationError
+    from aimemo.measure.monitor import CachePerformanceMonitor as CachePerformanceMonitor
     from aimemo.memoize import cached_ai_call as cached_ai_call
     from aimemo.setup.config import cache_from_url as cache_from_url
     from aimemo.setup.config import configure as configure
     from aimemo.setup.config import get_cache as get_cache
+    from aimemo.setup.factory import CacheFactory as CacheFactory

@@ -18,7 +18,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the long tests too")
 
 
+_SERVER_FILES = ("test_redis_", "test_lock", "test_urls")
+_INTEGRATION = ("test_demo.py", "test_sqlite_processes.py", "test_bench_command.py")
+
+
+def _needs_servers(item: pytest.Item) -> bool:
+    """Whether a test starts a Valkey or Redis server: by its file, or by the kind of its cache."""
+    kinds = getattr(item, "callspec", None)
+    kind = kinds.params.get("cache") if kinds is not None else None
+    return item.path.name.startswith(_SERVER_FILES) or kind in ("redis", "redis behind L1", "cluster")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _needs_servers(item):
+            item.add_marker("redis")
+            item.add_marker("integration")
+        elif item.path.name in _INTEGRATION:
+            item.add_marker("integration")
     if not config.getoption("--run-slow"):
         for item in items:
             if "slow" in item.keywords:

@@ -14,17 +14,18 @@ import aimemo
 
 PACKAGE = Path(aimemo.__file__).parent
 FLOORS = (
-    ("errors",),
+    ("errors", "seed_paths"),
     ("core",),
     ("link",),
     ("stores", "coordination"),
     ("caches",),
+    ("measure",),
     ("setup",),
     ("cached", "compiled", "options", "identity", "memoized", "memoize"),
     ("management",),
     ("__main__",),
 )
-FRONT = FLOORS[6]
+FRONT = FLOORS[7]
 LIBRARIES = {
     "link": {"redis", "msgpack", "xxhash"},
     "core": {"msgpack", "xxhash", "zstandard"},
@@ -72,7 +73,9 @@ def test_each_part_imports_only_its_libraries(path: Path) -> None:
 
 def test_only_the_world_of_tasks_imports_asyncio() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in modules() if "asyncio" in set(imports(path))}
-    assert users == {"core/aio.py", "link/aio.py", "link/replies.py", "management/demo.py"}
+    assert users == {
+        "core/aio.py", "link/aio.py", "link/replies.py", "management/bench.py", "management/demo.py",
+    }  # fmt: skip
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -83,7 +86,7 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_aimemo_imports_nothing_else() -> None:
     loaded = loaded_by("import aimemo")
-    assert {name for name in loaded if name.split(".")[0] == "aimemo"} == {"aimemo"}
+    assert {name for name in loaded if name.split(".")[0] == "aimemo"} == {"aimemo", "aimemo.seed_paths"}
     assert not loaded & {"inspect", "dataclasses", "asyncio", "logging", "msgpack", "zstandard", "hashlib"}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from aimemo.caches.blocking import BlockingCache
+from aimemo.caches.observing import Observer, tell_monitor, tell_operation
 from aimemo.caches.surface import Surface
 from aimemo.core.events import KINDS, SEED_EVENTS, CacheEvent
 from aimemo.core.guard import Breaker
@@ -47,6 +48,11 @@ class Cache(Surface):
         ValidationError: naming every faulty setting.
     """
 
+    _performance_monitor = Observer(tell_monitor)
+    _on_cache_operation = Observer(tell_operation)
+    _redis_client = None
+    """Nothing: the seeds' documents patch it. Connections are not one client (`link/`)."""
+
     def __init__(
         self, *, default_ttl: int = 3600, operation_ttls: Mapping[str, int] | None = None,
         text_hash_threshold: int = 0, compression_threshold: int = 1000, compression_level: int = 3,
@@ -78,8 +84,8 @@ class Cache(Surface):
         self._flights = Flights()
         self._memoizers: dict[str, Memoizer] = {}
         self.claims: dict[str, tuple[str, str | None]] = {}
-        self._monitor: Any = None
         self._performance_monitor = performance_monitor
+        self._on_cache_operation = None
 
     # What the kinds of caches differ in
 
@@ -175,33 +181,9 @@ class Cache(Surface):
             raise ValidationError(f"unknown event {kind!r}; events here are {', '.join(kinds)}", {"event": kind})
         self.journal.bus.subscribe(kind, function)
 
-    @property
-    def _performance_monitor(self) -> Any:
-        return self._monitor
-
-    @_performance_monitor.setter
-    def _performance_monitor(self, monitor: Any) -> None:
-        """Replaceable at any time: the monitor is told of every operation through hooks."""
-        for kind in ("hit", "stale", "coalesced", "miss", "set", "delete"):
-            if (monitor is None) != (self._monitor is None):
-                change = self.journal.bus.unsubscribe if monitor is None else self.journal.bus.subscribe
-                change(kind, self._tell_monitor)
-        self._monitor = monitor
-
-    @_performance_monitor.deleter
-    def _performance_monitor(self) -> None:
-        self._performance_monitor = None
-
-    def _tell_monitor(self, event: CacheEvent) -> Any:
-        operation = event.kind if event.kind in ("set", "delete") else "get"
-        hit = event.kind != "miss" if operation == "get" else None
-        monitor = self._monitor
-        if monitor is None:
-            return None
-        return monitor.record_cache_operation_time(
-            operation=operation, duration=event.seconds or 0.0, cache_hit=hit, text_length=0,
-            additional_data={"operation": event.operation},
-        )  # fmt: skip
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} namespace={self.namespace!r} default_ttl={self.default_ttl}>"
+
+
+CacheInterface = Cache
+"""The name that the seeds' documents give it."""

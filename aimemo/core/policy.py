@@ -178,6 +178,7 @@ LIMITS: Final[dict[str, Check]] = {
     "l1_cache_size": _POSITIVE,
     "enable_l1_cache": _BOOLEAN,
     "fail_on_connection_error": _BOOLEAN,
+    "use_memory_cache": _BOOLEAN,
     "leases": _BOOLEAN,
     "redis_url": _redis_url,
     "max_connections": _POSITIVE,

@@ -117,8 +117,13 @@ def parse(url: str, settings: Mapping[str, Any]) -> Target:
     return Target(kind, addresses, service, is_encrypted, connection, {**encryption, **given})
 
 
-def _refused(text: str, parameter: str = "redis_url") -> ConfigurationError:
-    return ConfigurationError(text, {parameter: "refused"})
+def _refused(text: str, parameter: str = "redis_url", why: str = "refused") -> ConfigurationError:
+    return ConfigurationError(text, {parameter: why})
+
+
+def has_impossible_port(error: ConfigurationError) -> bool:
+    """Whether a URL was refused only because there can be no such port: nobody answers there."""
+    return error.context == {"redis_url": "port"}
 
 
 def _plain(options: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -168,7 +173,8 @@ def _address(text: str, default: int) -> tuple[str, int]:
     except ValueError:
         port = -1
     if port < 1 or not parts.hostname:
-        raise _refused("redis_url must name each server as host or host:port, the port from 1 to 65535")
+        why = "port" if text.rpartition(":")[2].isdecimal() else "refused"
+        raise _refused("redis_url must name each server as host or host:port, the port from 1 to 65535", why=why)
     return parts.hostname, port
 
 

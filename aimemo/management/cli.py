@@ -10,11 +10,6 @@ import typer
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="aimemo remembers what AI calls answered.")
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps `demo` a command of its own name while there is only one."""
-
-
 @app.command()
 def dev_server(port: Annotated[int, typer.Option(min=1, max=65535)] = 6379) -> None:
     """Run a Valkey or Redis server on this machine until it is interrupted. It keeps nothing on disk.
@@ -38,3 +33,18 @@ def demo(
     from aimemo.management.demo import run
 
     raise typer.Exit(run(files or [], url))
+
+
+@app.command()
+def bench(
+    urls: Annotated[list[str], typer.Argument(help="one cache to time, or two to compare: the second with the first")],
+    iterations: Annotated[int | None, typer.Option(min=1, help="rounds; BENCHMARK_* variables if not given")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Time a cache, or compare two side by side.
+
+    Exit codes: 0, or 1 if the second cache is slower by more than the noise, or 2 if a cache cannot be used.
+    """
+    from aimemo.management.bench import run
+
+    raise typer.Exit(run(urls[:2], iterations=iterations, as_json=as_json))

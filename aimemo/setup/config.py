@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -12,6 +13,7 @@ from aimemo.caches.interface import Cache
 from aimemo.core.policy import REDIS_SCHEMES
 from aimemo.core.runtime import fork_safe_lock
 from aimemo.errors import ConfigurationError
+from aimemo.setup.presets import SIZE, preset, preset_of_environment
 
 _lock = fork_safe_lock()
 _default: Cache | None = None
@@ -81,8 +83,8 @@ def configure(url: str | Cache | None = None, **settings: Any) -> Cache:
     """Set the process's default cache, which all functions decorated without `cache=` use from now on.
 
     `url` is as for `cache_from_url`, or a cache that is there already.
-    What is not given comes from the environment: `AIMEMO_URL`, `AIMEMO_DEFAULT_TTL`, `AIMEMO_OPERATION_TTLS`
-    (JSON), `AIMEMO_NAMESPACE`, `AIMEMO_TEXT_HASH_THRESHOLD`, `AIMEMO_COMPRESSION_THRESHOLD`, `AIMEMO_DISABLED`.
+    What is not given comes from the environment, as `docs/configuration.md` lists it: `AIMEMO_URL`,
+    `AIMEMO_PRESET`, `AIMEMO_DEFAULT_TTL` and so on.
 
     Raises:
         ConfigurationError, ValidationError: as `cache_from_url`, and for unreadable variables.
@@ -129,40 +131,89 @@ def _tell_listeners() -> None:
 
 
 def _make(url: str | None, settings: Mapping[str, Any]) -> Cache:
-    chosen = {**environment_settings(), **settings}
-    return cache_from_url(url if url is not None else os.environ.get("AIMEMO_URL") or "memory://", **chosen)
+    place = url if url is not None else os.environ.get("AIMEMO_URL") or redis_url_of_environment() or "memory://"
+    return cache_from_url(place, **{**_fitting(place, environment_settings(), settings), **settings})
+
+
+def redis_url_of_environment() -> str | None:
+    """The URL of Redis under the names that the seeds' documents give it."""
+    return os.environ.get("CACHE_REDIS_URL") or os.environ.get("REDIS_URL") or None
+
+
+def _fitting(url: str, found: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the environment's settings a cache of this URL takes."""
+    is_redis = str(url).startswith(REDIS_SCHEMES)
+    size = found.pop(SIZE, None)
+    name = "l1_cache_size" if is_redis else "max_size"
+    if size is not None and (is_redis or str(url).startswith("memory:")) and name not in given:
+        found[name] = size
+    if not is_redis:
+        found.pop("connect_timeout", None)
+    return found
 
 
 def environment_settings() -> dict[str, Any]:
-    """The settings that the environment gives.
+    """The settings that the environment gives: those of a preset, changed by single variables.
 
     Raises:
         ConfigurationError: for a variable that cannot be read; the text names it.
     """
-    found: dict[str, Any] = {}
+    found = _preset_settings()
     for variable, (setting, read, form) in _VARIABLES.items():
         text = os.environ.get(variable)
         if text:
             try:
-                found[setting] = read(text)
+                value = read(text)
             except ValueError:
                 raise ConfigurationError(f"{variable} must be {form}", {variable: text}) from None
+            if value is not None:
+                found[setting] = value
     return found
 
 
-def _read_disabled(text: str) -> bool:
-    """Whether caching is enabled, from the text of a variable that disables it."""
+def _preset_settings() -> dict[str, Any]:
+    name = os.environ.get("AIMEMO_PRESET") or os.environ.get("CACHE_PRESET")
+    if name:
+        return preset(name)
+    environment = os.environ.get("CACHE_ENV")
+    return preset_of_environment(environment) if environment else {}
+
+
+def _read_boolean(text: str) -> bool:
     try:
-        return not {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
     except KeyError:
         raise ValueError(text) from None
 
 
+def _read_disabled(text: str) -> bool:
+    return not _read_boolean(text)
+
+
+def _read_compression(text: str) -> int | None:
+    """The threshold that no value reaches, if nothing is to be compressed."""
+    return None if _read_boolean(text) else sys.maxsize
+
+
+def _read_monitoring(text: str) -> Any:
+    from aimemo.measure.monitor import CachePerformanceMonitor
+
+    return CachePerformanceMonitor() if _read_boolean(text) else None
+
+
+_BOOLEAN: Final = "1, true, yes, 0, false or no"
+
 _VARIABLES: Final[Mapping[str, tuple[str, Callable[[str], Any], str]]] = {
+    "CACHE_TTL": ("default_ttl", int, "a whole number of seconds"),
+    "CACHE_SIZE": (SIZE, int, "a whole number of entries"),
+    "ENABLE_CACHE_COMPRESSION": ("compression_threshold", _read_compression, _BOOLEAN),
+    "CACHE_MONITORING_ENABLED": ("performance_monitor", _read_monitoring, _BOOLEAN),
+    "REDIS_CONNECTION_TIMEOUT": ("connect_timeout", float, "a number of seconds"),
     "AIMEMO_DEFAULT_TTL": ("default_ttl", int, "a whole number of seconds"),
     "AIMEMO_OPERATION_TTLS": ("operation_ttls", json.loads, "a JSON object of whole numbers of seconds"),
     "AIMEMO_NAMESPACE": ("namespace", str, "a name"),
     "AIMEMO_TEXT_HASH_THRESHOLD": ("text_hash_threshold", int, "a whole number"),
     "AIMEMO_COMPRESSION_THRESHOLD": ("compression_threshold", int, "a whole number of bytes"),
-    "AIMEMO_DISABLED": ("enabled", _read_disabled, "1, true, yes, 0, false or no"),
+    "AIMEMO_DISABLED": ("enabled", _read_disabled, _BOOLEAN),
 }
+"""By variable: the setting, how its text is read, and what it must be. Later ones come before earlier ones."""
