@@ -30,6 +30,11 @@ _HOMES = {
     "aimemo.caches.redis": ("GenericRedisCache",),
     "aimemo.caches.ai": ("AIResponseCache",),
     "aimemo.measure.monitor": ("CachePerformanceMonitor",),
+    "aimemo.coordination.cache_service": ("CacheService",),
+    "aimemo.coordination.channel": ("Channel",),
+    "aimemo.coordination.idempotency": ("IdempotencyService",),
+    "aimemo.coordination.rate_limiter": ("RateLimit", "RateLimiter", "rate_limited"),
+    "aimemo.coordination.redis_lock": ("RedisLock",),
     "aimemo.setup.factory": ("CacheFactory",),
     "aimemo.setup.config": ("cache_from_url", "configure", "get_cache"),
     "aimemo.errors": (
@@ -64,6 +69,13 @@ if TYPE_CHECKING:
     from aimemo.caches.memory import InMemoryCache as InMemoryCache
     from aimemo.caches.redis import GenericRedisCache as GenericRedisCache
     from aimemo.caches.sqlite import SQLiteCache as SQLiteCache
+    from aimemo.coordination.cache_service import CacheService as CacheService
+    from aimemo.coordination.channel import Channel as Channel
+    from aimemo.coordination.idempotency import IdempotencyService as IdempotencyService
+    from aimemo.coordination.rate_limiter import RateLimit as RateLimit
+    from aimemo.coordination.rate_limiter import RateLimiter as RateLimiter
+    from aimemo.coordination.rate_limiter import rate_limited as rate_limited
+    from aimemo.coordination.redis_lock import RedisLock as RedisLock
     from aimemo.core.context import CallRecord as CallRecord
     from aimemo.core.context import bypass as bypass
     from aimemo.core.context import record_calls as record_calls

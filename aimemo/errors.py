@@ -43,11 +43,13 @@ class LockLostError(AimemoError):
 
 
 class IdempotencyConflictError(AimemoError):
-    """One request id was used with two different payloads."""
+    """One request id was used with two different payloads, or is still being carried out."""
 
 
 class RateLimitedError(AimemoError):
-    """A rate limit leaves no room for the request."""
+    """A rate limit leaves no room for the request; in `retry_after` seconds there may be."""
+
+    retry_after: float = 0.0
 
 
 class AimemoWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_architecture_names_every_file_of_the_core() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_python_example_compiles(document: Path) -> None:
     for example in re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL):
-        compile(example.replace("await ", ""), str(document), "exec")
+        compile(example, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_nobody_is_told_to_install_somebody_elses_project() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from aimemo.caches.interface import Cache
 from aimemo.caches.memory import InMemoryCache
-from aimemo.coordination.channel import ChannelListener
+from aimemo.coordination.listener import ChannelListener
 from aimemo.coordination.lock import LeaseLock, Renewer
 from aimemo.core.fleet import Fleet
 from aimemo.core.guard import Guard

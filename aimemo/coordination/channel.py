@@ -1,143 +1,170 @@
-"""Listening to a channel of Redis, from one daemon thread for both worlds."""
+"""`Channel`: small messages to whoever listens at that moment."""
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
+import weakref
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from aimemo.core.guard import time_limit
-from aimemo.core.runtime import Runtime, forget_after_fork
-from aimemo.link.blocking import Conversation
-from aimemo.link.link import COMMAND_SECONDS
+from aimemo.coordination.json_text import from_json, to_json
+from aimemo.coordination.listener import ChannelListener
+from aimemo.core.runtime import Runtime, ThreadRuntime, drive
+from aimemo.errors import CodecError, ValidationError
+from aimemo.link.borrowed import Borrowed, in_world_of_client
+from aimemo.link.build import make_link
+from aimemo.link.client import target_of
+from aimemo.link.layout import Layout
 
-log = logging.getLogger("aimemo")
-
-PING_INTERVAL: Final = 1.0
-"""Seconds of silence after which the server is asked whether it is still there; it has as long to answer."""
-
-FIRST_PAUSE: Final = 0.05
-LONGEST_PAUSE: Final = 1.0
-
-
-class _Session:
-    """From one awakening to the next sleep."""
-
-    def __init__(self) -> None:
-        self.stopped = threading.Event()
-        self.has_tried = False
-        self.waiters: list[Any] = []
-        self.conversation: Conversation | None = None
-
-    def stop(self) -> None:
-        self.stopped.set()
-        if self.conversation is not None:
-            self.conversation.interrupt()
+MAX_WAITING: Final = 10_000
+"""Messages that wait for a slow subscriber; older ones are dropped, and it is told that it missed some."""
 
 
-class ChannelListener:
-    """Hears the messages of a channel.
-
-    A connection that is silent is pinged. When it is lost, another one is made, until `sleep()`.
+class Channel:
+    """A channel of Redis. A message reaches those who are subscribed when it is published, at most once each.
 
     Args:
-        open: makes a connection.
-        heard: called with each message, in the listener's thread.
-        connected: called when the channel is subscribed to, before anything is heard. True: messages may have
-            been missed, by somebody who went on without a listener since it was awoken.
-        ended: called when nobody listens any more, and nobody will try.
+        client: of the redis package; stays the user's. Subscriptions open a connection of their own to its servers.
+        name: of the channel, for all processes and languages.
     """
 
-    def __init__(
-        self, open: Callable[[], Conversation], channel: str, *,
-        heard: Callable[[bytes], None], connected: Callable[[bool], None], ended: Callable[[], None],
-    ) -> None:  # fmt: skip
-        self._open = open
-        self._channel = channel
-        self._heard = heard
-        self._connected = connected
-        self._ended = ended
-        self._begin()
-        forget_after_fork(self)
+    def __init__(self, client: Any, name: str) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValidationError("name must be a text that is not empty", {"name": "empty"})
+        self._redis = Borrowed(client)
+        self._target = target_of(client)
+        self.name = name
 
-    def _begin(self) -> None:
-        self.is_awake = False
+    @in_world_of_client
+    async def publish(self, message: Any) -> int:
+        """Send what JSON can hold. How many connections it was sent to (in a cluster: of one node).
+
+        Raises:
+            CodecError: for what JSON cannot hold; InfrastructureError: Redis did not take it.
+        """
+        return int(await self._redis.ask("PUBLISH", self.name, to_json(message)))
+
+    def subscribe(self, on_missed: Callable[[], Any] | None = None) -> Subscription:
+        """The messages from now on; `for`, or with an asyncio client `async for`, gives one after the other.
+
+        A lost connection is made again. `on_missed` is called, in a thread of aimemo's, whenever messages may have been
+        missed; so is the subscription's `missed` counted.
+        """
+        listening = make_link(self._target, Layout("channel"), ThreadRuntime(), connect_timeout=2.0, max_connections=1)
+        return Subscription(self._redis, lambda: drive(listening.converse()), self.name, on_missed)
+
+
+class _Inbox:
+    """What a subscription has heard and nobody has read. The listener's thread holds it, not the subscription."""
+
+    def __init__(self, on_missed: Callable[[], Any] | None) -> None:
+        self.missed = 0
+        self.is_closed = False
+        self._on_missed = on_missed
+        self._messages: deque[Any] = deque()
+        self._waiters: list[Any] = []
         self._lock = threading.Lock()
-        self._session: _Session | None = None
 
-    def forget(self) -> None:
-        """Threads do not come along into a forked child."""
-        self._begin()
-        self._ended()
-
-    async def awake(self, runtime: Runtime) -> None:
-        waiter = runtime.waiter()
+    def take(self, runtime: Runtime) -> tuple[tuple[Any, ...], Any]:
+        """A message in a tuple, or an empty one if there are no more; and what to wait for if there may be one."""
         with self._lock:
-            if self._session is None:
-                session = self._session = _Session()
-                threading.Thread(target=self._run, args=(session,), name="aimemo-listener", daemon=True).start()
-            if self._session.has_tried:
-                return
-            session = self._session
-            session.waiters.append(waiter)
-        await runtime.wait_at_most(time_limit(COMMAND_SECONDS) - time.monotonic(), waiter)
-        session.has_tried = True
+            if self._messages:
+                return (self._messages.popleft(),), None
+            if self.is_closed:
+                return (), None
+            waiter = runtime.waiter()
+            self._waiters.append(waiter)
+            return (), waiter
 
-    def abandon(self) -> None:
-        """Let the thread end, from wherever the collector finds that nobody needs it: takes no lock."""
-        if self._session is not None:
-            self._session.stop()
-
-    def sleep(self) -> None:
+    def heard(self, data: bytes) -> None:
+        try:
+            message = from_json(data)
+        except CodecError:  # somebody else's
+            return
         with self._lock:
-            session, self._session = self._session, None
-            self.is_awake = False
-        if session is not None:
-            session.stop()
-        self._ended()
+            is_full = len(self._messages) >= MAX_WAITING
+            if is_full:
+                self._messages.popleft()
+            self._messages.append(message)
+        self.connected(may_have_missed=is_full)
+        self.wake()
 
-    def _run(self, session: _Session) -> None:
-        pause = FIRST_PAUSE
-        while not session.stopped.is_set():
-            try:
-                with self._open() as session.conversation:
-                    self._subscribe(session.conversation, session)
-                    self._has_tried(session)
-                    pause = FIRST_PAUSE
-                    self._listen(session.conversation, session.stopped)
-            except Exception as error:
-                if not session.stopped.is_set():
-                    log.info("the listener lost its connection: %s", type(error).__name__)
-            self._has_tried(session)
-            session.stopped.wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
+    def connected(self, may_have_missed: bool) -> None:
+        if may_have_missed:
+            self.missed += 1
+            if self._on_missed is not None:
+                self._on_missed()
 
-    def _has_tried(self, session: _Session) -> None:
+    def wake(self) -> None:
         with self._lock:
-            session.has_tried = True
-            self.is_awake = self._session is not None and self._session.has_tried
-            waiters, session.waiters = session.waiters, []
+            waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.wake()
 
-    def _subscribe(self, conversation: Conversation, session: _Session) -> None:
-        conversation.say("SUBSCRIBE", self._channel)
-        conversation.hear(COMMAND_SECONDS)
-        self._connected(session.has_tried)
 
-    def _listen(self, conversation: Conversation, stopped: threading.Event) -> None:
-        is_pinged = False
-        while not stopped.is_set():
-            try:
-                message = conversation.hear(PING_INTERVAL)
-            except TimeoutError:
-                if is_pinged:
-                    raise
-                conversation.say("PING")
-                is_pinged = True
-                continue
-            is_pinged = False
-            if message[0] == b"message":
-                self._heard(message[2])
+class Subscription:
+    """Messages as they come. `with` and `async with` end it; so does `close()`, from any thread."""
+
+    def __init__(
+        self, client: Borrowed, open: Callable[[], Any], name: str, on_missed: Callable[[], Any] | None
+    ) -> None:
+        self._runtime = client.runtime
+        self._is_async = client.is_async
+        self._inbox = inbox = _Inbox(on_missed)
+        self._listener = ChannelListener(open, name, heard=inbox.heard, connected=inbox.connected, ended=inbox.wake)
+        weakref.finalize(self, self._listener.abandon)
+
+    @property
+    def missed(self) -> int:
+        """How often messages may have been missed: a connection was lost, or too many waited."""
+        return self._inbox.missed
+
+    def close(self) -> None:
+        """End it: whoever waits for a message is told that there are no more."""
+        self._inbox.is_closed = True
+        self._listener.sleep()
+
+    def __enter__(self) -> Self:
+        drive(self._listener.awake(ThreadRuntime()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        await self._listener.awake(self._runtime)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __aiter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        if self._is_async:
+            raise TypeError("the client is of asyncio: use `async for`")
+        for message in drive(self._next()):
+            return message
+        raise StopIteration
+
+    async def __anext__(self) -> Any:
+        if not self._is_async:
+            raise TypeError("the client is not of asyncio: use `for`")
+        for message in await self._next():
+            return message
+        raise StopAsyncIteration
+
+    async def _next(self) -> tuple[Any, ...]:
+        """One message, or none if there are no more."""
+        if not self._inbox.is_closed and not self._listener.is_awake:
+            await self._listener.awake(self._runtime)
+        while True:
+            found, waiter = self._inbox.take(self._runtime)
+            if waiter is None:
+                return found
+            await self._runtime.wait(waiter, self._runtime.home())

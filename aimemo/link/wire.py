@@ -27,6 +27,7 @@ _NO_INTRODUCTION: Final[dict[str, None]] = (
     {"driver_info": None} if _KNOWS_DRIVERS else {"lib_name": None, "lib_version": None}
 )
 
+AnyError: Final = (exceptions.RedisError, OSError)
 ErrorReply = exceptions.ResponseError
 BrokenReply = exceptions.InvalidResponse
 

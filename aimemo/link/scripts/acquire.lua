@@ -13,6 +13,10 @@ if #ARGV > 2 then
   now = redis.sha1hex(table.concat(values, '/'))
 end
 local holder = redis.call('GET', KEYS[1])
+if holder == ARGV[1] .. now then -- asked again, because the reply was lost
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return { tonumber(redis.call('GET', KEYS[2])), holder }
+end
 if holder and (holder == '-' or now == '' or string.sub(holder, -#now) == now) then
   return { 0, holder }
 end
