@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-all coverage check lint types bench docs clean
+.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-all coverage check lint types bench serve docs clean
 
 demo: $(READY)
 	$(BIN)/python -m aimemo demo
@@ -47,6 +47,9 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	$(BIN)/python -m benchmarks
+
+serve: $(READY)
+	$(BIN)/python -m aimemo serve llm_service:app --app-dir docs/examples
 
 docs: $(READY)
 	$(BIN)/python -m pytest tests/test_docs.py

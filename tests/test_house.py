@@ -22,14 +22,15 @@ FLOORS = (
     ("measure",),
     ("setup",),
     ("cached", "compiled", "options", "identity", "memoized", "memoize"),
-    ("management",),
+    ("management", "integrations"),
     ("__main__",),
 )
 FRONT = FLOORS[7]
 LIBRARIES = {
     "link": {"redis", "msgpack", "xxhash"},
     "core": {"msgpack", "xxhash", "zstandard"},
-    "management": {"typer", "rich", "openai"},
+    "management": {"typer", "rich", "openai", "fastapi", "pydantic", "prometheus_client", "uvicorn"},
+    "integrations": {"opentelemetry"},
 }
 
 
@@ -74,7 +75,7 @@ def test_each_part_imports_only_its_libraries(path: Path) -> None:
 def test_only_the_world_of_tasks_imports_asyncio() -> None:
     users = {str(path.relative_to(PACKAGE)) for path in modules() if "asyncio" in set(imports(path))}
     assert users == {
-        "core/aio.py", "link/aio.py", "link/replies.py", "management/bench.py", "management/demo.py",
+        "core/aio.py", "link/aio.py", "link/replies.py", "management/bench.py", "management/commands.py", "management/demo.py",
     }  # fmt: skip
 
 

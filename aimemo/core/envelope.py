@@ -68,6 +68,29 @@ def seal(envelope: Envelope, fingerprint: bytes, threshold: int, level: int) -> 
     return body + xxhash.xxh3_64_digest(body)
 
 
+HEAD_SIZE: Final = _HEAD.size
+
+
+class Head(NamedTuple):
+    """What the beginning of an envelope says."""
+
+    created: float
+    fresh_until: float
+    usable_until: float
+    seconds: float
+    raw_length: int
+
+
+def read_head(data: bytes, fingerprint: bytes) -> Head | None:
+    """The first `HEAD_SIZE` bytes of an envelope, unproven; None if they are no beginning of this one."""
+    if len(data) < HEAD_SIZE:
+        return None
+    magic, version, _, owner, created, fresh, usable, seconds, _, _, raw_length, _ = _HEAD.unpack_from(data)
+    if magic != MAGIC or version != VERSION or owner != fingerprint:
+        return None
+    return Head(created, fresh, usable, seconds, raw_length)
+
+
 def unseal(data: bytes, fingerprint: bytes) -> Envelope:
     """The envelope in `data`.
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 from aimemo.core.context import put_back
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
-from aimemo.core.ports import Clock, Selector, Store
+from aimemo.core.ports import Clock, Selector, Store, Stored
 from aimemo.core.runtime import LATE, HeldUp, Runtime
 from aimemo.errors import CodecError, InfrastructureError
 
@@ -230,6 +230,9 @@ class Guard:
 
     async def sweep(self, selector: Selector) -> int:
         return await self._insist("invalidate", "", SWEEP_SECONDS, self._store.sweep, selector)
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        return await self._insist("list", "", DELETE_SECONDS, self._store.page, cursor, count)
 
     async def close(self) -> None:
         await self._store.close()

@@ -90,6 +90,7 @@ class Journal:
         """An answer was stored."""
         tally = self.stats.tally(entry.operation)
         tally.sets += 1
+        tally.call_seconds += entry.seconds
         tally.bytes_raw += entry.raw_size
         tally.bytes_stored += entry.stored_size
         own = hooks.get("set", ())

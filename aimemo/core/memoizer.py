@@ -17,7 +17,7 @@ from aimemo.core.events import GATE, Tier
 from aimemo.core.fleet import Fleet
 from aimemo.core.guard import BUDGET
 from aimemo.core.leader import REPLACE, Leader
-from aimemo.core.ports import Selector
+from aimemo.core.ports import Selector, Stored
 from aimemo.core.runtime import Answer, Failure, Runtime
 from aimemo.core.single_flight import Flights
 from aimemo.core.tiers import UNREADABLE, Tiers
@@ -171,6 +171,10 @@ class Memoizer:
             self.journal.deleted(key, key in existed)
         await self.deliver()
         return len(existed)
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        """Some of what is stored. Raises as `delete_many`."""
+        return await self.tiers.store.page(cursor, count)
 
     async def sweep(self, selector: Selector) -> int:
         """Remove all that match; how many. Raises as `delete_many`."""

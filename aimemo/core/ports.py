@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from aimemo.core.entry import Address, Entry
 from aimemo.core.envelope import DamagedEntry
@@ -81,6 +81,20 @@ def _character_class(pattern: str, at: int) -> tuple[str, int]:
     return f"[{'^' if negated else ''}{inside}]", at + 1
 
 
+class Stored(NamedTuple):
+    """What a store tells of an entry without opening it. Times are of the process's own clock."""
+
+    key: str
+    size_raw: int
+    size_stored: int
+    created: float
+    fresh_until: float
+    usable_until: float
+    seconds: float
+    hits: int | None
+    """How often it was read in this process; None where that is not known."""
+
+
 class Store(Protocol):
     """Where entries live. Times of an `Entry` are always of the process's own clock.
 
@@ -119,6 +133,15 @@ class Store(Protocol):
 
         None: nothing was kept because it is too large for the store, or (a guard's answer; a store
         raises) because the store is in trouble.
+        """
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        """Some of the entries, about `count`, and the cursor for the next ones: `""` at the beginning and at the end.
+
+        What is there from the first page to the last comes at least once.
+
+        Raises:
+            ValueError: the cursor is none that this store gave.
         """
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:

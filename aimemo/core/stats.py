@@ -30,6 +30,7 @@ class Tally:
     seconds_saved: float = 0.0
     tokens_saved: int = 0
     cost_saved: float = 0.0
+    call_seconds: float = 0.0
     bytes_raw: int = 0
     bytes_stored: int = 0
 
@@ -51,7 +52,8 @@ class CacheStats:
     """A snapshot of the counts, for one operation or for all.
 
     Every lookup is exactly one of `hits` (`l1_hits` + `l2_hits`), `stale_hits`, `misses`, `coalesced`.
-    `hit_rate` is (hits + stale_hits + coalesced) / lookups, from 0 to 1. Bytes count what was set:
+    `hit_rate` is (hits + stale_hits + coalesced) / lookups, from 0 to 1. `call_seconds` is what the calls took whose
+    answers were kept. Bytes count what was set:
     packed (`bytes_raw`) and as the store keeps it (`bytes_stored`). `breaker` is `open` while a store that
     failed is left alone, but for a probe now and then.
     """
@@ -71,6 +73,7 @@ class CacheStats:
     seconds_saved: float = 0.0
     tokens_saved: int = 0
     cost_saved: float = 0.0
+    call_seconds: float = 0.0
     bytes_raw: int = 0
     bytes_stored: int = 0
     breaker: Literal["closed", "open"] = "closed"
@@ -85,6 +88,11 @@ class CacheStats:
         rate = answered / lookups if lookups else 0.0
         return cls(hits=hits, hit_rate=rate, by_operation=by_operation or {}, **counts)
 
+    @property
+    def lookups(self) -> int:
+        """How often something was looked up."""
+        return self.hits + self.stale_hits + self.coalesced + self.misses
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         plain = {spec.name: getattr(self, spec.name) for spec in fields(self)}
@@ -97,9 +105,8 @@ class CacheStats:
         return "\n".join(f"{name or '(by hand)':<{width}}  {stats._line()}" for name, stats in rows)
 
     def _line(self) -> str:
-        lookups = self.hits + self.stale_hits + self.coalesced + self.misses
         return (
-            f"{self.hit_rate:6.1%} of {lookups} lookups: {self.hits} hits, {self.stale_hits} stale, "
+            f"{self.hit_rate:6.1%} of {self.lookups} lookups: {self.hits} hits, {self.stale_hits} stale, "
             f"{self.coalesced} coalesced, {self.misses} misses; {self.seconds_saved:.1f} s saved; "
             f"{self.bytes_raw} B raw, {self.bytes_stored} B stored; {self.errors} errors"
             f"{'; the store is left alone' if self.breaker == 'open' else ''}"

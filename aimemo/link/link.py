@@ -20,6 +20,7 @@ COMMAND_SECONDS: Final = 5.0
 
 MAX_DETOURS: Final = 8
 SCAN_COUNT: Final = 1000
+MAX_SCANS: Final = 20
 SCRIPTS: Final = ("keep", "delete", "move", "unindex", "acquire", "extend", "release")
 
 _PAUSE: Final = 0.01
@@ -110,6 +111,30 @@ class Link:
                 yield names
                 if cursor == b"0":
                     break
+
+    async def scan_page(self, pattern: str, cursor: str, count: int) -> tuple[list[bytes], str]:
+        """Some names that match a pattern, and where to go on: `""` at the beginning and at the end.
+
+        Raises:
+            ValueError: the cursor is none that this method gave.
+        """
+        number, _, place = (cursor or "0:0").partition(":")
+        servers = await self._servers.all(time_limit(COMMAND_SECONDS))
+        at, next_place = int(number), int(place)
+        found: list[bytes] = []
+        for _ in range(MAX_SCANS):
+            if not 0 <= at < len(servers):
+                break
+            command = ("SCAN", next_place, "MATCH", pattern, "COUNT", count)
+            [reply] = await self._ask(servers[at], [command], time_limit(COMMAND_SECONDS))
+            if isinstance(reply, Exception):
+                raise reply
+            next_place = int(reply[0])
+            found += reply[1]
+            at += next_place == 0
+            if len(found) >= count:
+                break
+        return found, f"{at}:{next_place}" if at < len(servers) else ""
 
     async def converse(self) -> Any:
         """A `Conversation` with one of the servers; in the world of threads only."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aimemo.core.entry import Address, Entry
-from aimemo.core.ports import Clock, Selector
+from aimemo.core.ports import Clock, Selector, Stored
 from aimemo.core.runtime import fork_safe_lock
 
 Left = Callable[[Entry, str], None]
@@ -114,6 +114,19 @@ class MemoryStore:
                 entry.leave_front()
                 entry.front, entry.address = front, address
                 front[address] = entry
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        start = int(cursor or 0)
+        entries = self.entries()
+        end = start + count
+        found = [
+            Stored(
+                entry.key, entry.raw_size, entry.stored_size, entry.created, entry.fresh_until, entry.usable_until,
+                entry.seconds, entry.hits,
+            )
+            for entry in entries[max(start, 0) : end]
+        ]  # fmt: skip
+        return found, str(end) if end < len(entries) else ""
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         return frozenset(key for key in keys if self._invalidate(Selector("key", key), "deleted"))

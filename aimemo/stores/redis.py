@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from aimemo.core.entry import Entry, PackedEntry
-from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
+from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, read_head, seal, unseal
 from aimemo.core.guard import time_limit
 from aimemo.core.keys import operation_of
 from aimemo.core.opened import LatelyOpened
-from aimemo.core.ports import Clock, Listener, Selector
+from aimemo.core.ports import Clock, Listener, Selector, Stored
 from aimemo.link.layout import (
     BORN,
     BUCKETS,
@@ -119,6 +119,35 @@ class RedisStore:
             place = self._layout.place(key)
             commands.setdefault(place.bucket, []).append(self._keep(place, entry, None, True))
         return sum(map(sum, (await self._link.ask_each(commands)).values()))
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        await self._ready()
+        names, cursor = await self._link.scan_page(self._layout.entries(Selector("all")), cursor, count)
+        commands: dict[int, list[Any]] = {}
+        keys: dict[int, list[tuple[str, Place]]] = {}
+        for name in dict.fromkeys(names):
+            entry = self._layout.entry(name)
+            if entry is not None:
+                place = self._layout.place(entry[1])
+                keys.setdefault(place.bucket, []).append((entry[1], place))
+                commands.setdefault(place.bucket, []).extend(
+                    (("STRLEN", place.name), ("GETRANGE", place.name, 0, HEAD_SIZE - 1))
+                )
+        replies = await self._link.ask_each(commands)
+        stored = (
+            self._stored(key, place, *replies[bucket][2 * at : 2 * at + 2])
+            for bucket in keys
+            for at, (key, place) in enumerate(keys[bucket])
+        )
+        return [each for each in stored if each is not None], cursor
+
+    def _stored(self, key: str, place: Place, size: int, data: bytes) -> Stored | None:
+        head = read_head(data, place.fingerprint)
+        if head is None:
+            return None
+        offset = self._time.offset
+        times = (head.created - offset, head.fresh_until - offset, head.usable_until - offset)
+        return Stored(key, head.raw_length, size, *times, head.seconds, None)
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         await self._ready()

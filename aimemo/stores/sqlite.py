@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from aimemo.core.entry import Entry, PackedEntry
-from aimemo.core.envelope import DamagedEntry, Envelope, seal
+from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, read_head, seal
 from aimemo.core.keys import fingerprint
 from aimemo.core.opened import LatelyOpened
-from aimemo.core.ports import Clock, Selector
+from aimemo.core.ports import Clock, Selector, Stored
 from aimemo.core.runtime import Runtime
 from aimemo.stores.sqlite_file import SQLiteFile
 
@@ -30,6 +30,10 @@ BATCH: Final = 500
 
 
 _SELECT: Final = "SELECT envelope FROM aimemo_entries WHERE id = ?"
+_PAGE: Final = (
+    "SELECT id, key, length(envelope), substr(envelope, 1, ?) FROM aimemo_entries"
+    " WHERE namespace = ? AND id > ? ORDER BY id LIMIT ?"
+)
 
 
 class SQLiteStore:
@@ -102,6 +106,18 @@ class SQLiteStore:
         rows = [self._row(key, entry) for key, entry in entries.items()]
         await self._write(lambda connection: self._insert(connection, rows))
         return len(rows)
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        rows = self._file.read(_PAGE, (HEAD_SIZE, self._namespace, int(cursor or -1), count))
+        offset = self._clock() - self._wall()
+        found = []
+        for _, text, size, data in rows:
+            key = text.decode("utf-8", "replace")
+            head = read_head(data, _address(self._namespace, key)[0])
+            if head is not None:
+                times = (head.created + offset, head.fresh_until + offset, head.usable_until + offset)
+                found.append(Stored(key, head.raw_length, size, *times, head.seconds, None))
+        return found, str(rows[-1][0]) if len(rows) == count else ""
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         def remove(connection: sqlite3.Connection, key: str) -> int:

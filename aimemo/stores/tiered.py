@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
-from aimemo.core.ports import LocalStore, Selector, Store
+from aimemo.core.ports import LocalStore, Selector, Store, Stored
 
 T = TypeVar("T")
 
@@ -56,6 +56,9 @@ class TieredStore:
         kept = await self.l2.set_many(entries)
         local = [await self.l1.set(key, entry, tickets[key]) for key, entry in entries.items()]
         return sum(map(bool, local)) if kept is None else kept
+
+    async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
+        return await self.l2.page(cursor, count)
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         keys = list(keys)

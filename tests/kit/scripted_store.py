@@ -58,6 +58,9 @@ class ScriptedStore:
     async def sweep(self, selector: Selector) -> int:
         return await self._answer("sweep", 3)
 
+    async def page(self, cursor: str, count: int) -> tuple[list[Any], str]:
+        return [], ""
+
     async def close(self) -> None: ...
 
 
