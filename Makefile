@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-all coverage check lint types bench serve docs clean
+.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-schema test-browser test-all coverage check lint types bench serve docs clean
 
 demo: $(READY)
 	$(BIN)/python -m aimemo demo
@@ -28,6 +28,14 @@ test-integration: $(READY)
 
 test-performance: $(READY)
 	$(BIN)/python -m aimemo bench memory:// sqlite:///.aimemo/bench.db --json || test $$? -eq 1
+
+test-schema: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check schemathesis
+	$(BIN)/python -m pytest --run-slow tests/test_api_schema.py
+
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
+	$(BIN)/python -m pytest -m browser
 
 test-all: test-slow
 

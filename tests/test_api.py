@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
+import aimemo
 from aimemo import Cache, GenericRedisCache, InMemoryCache, cached_ai_call
 from aimemo.management import problems
 from aimemo.management.api import PREFIX, create_app
+from aimemo.setup import config
+from aimemo.setup.presets import PRESETS
 from tests.kit.servers import Server
 
 KEYS = ["first-key", "zweiter-schlüssel"]
@@ -235,3 +240,35 @@ async def test_the_description_is_complete() -> None:
          "/metrics/prometheus", "/ready", "/stats", "/status"]
     )  # fmt: skip
     assert "401" in paths[f"{PREFIX}/invalidate"]["post"]["responses"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+async def test_every_preset_starts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "_default", None)
+    monkeypatch.setenv("AIMEMO_PRESET", name)
+    cache = aimemo.get_cache()
+    async with client_of(cache) as client:
+        await cache.set("key", 1)
+        assert (await client.get("/status")).json()["is_available"]
+        assert (await client.get("/metrics")).json()["cache_misses"] == 0
+        assert await cache.get("key") == (None if name == "disabled" else 1)
+
+
+async def test_a_thousand_wrong_keys_open_nothing_and_hold_nobody_up() -> None:
+    async with client_of(InMemoryCache()) as client:
+        await client.get("/health")
+        answers = await asyncio.gather(
+            *(client.post("/invalidate?pattern=*", headers={"X-API-Key": f"wrong {number}"}) for number in range(1000))
+        )
+        assert {answer.status_code for answer in answers} == {401}
+
+
+async def test_a_refused_key_waits_for_its_answer_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "FAILURE_SECONDS", 0.2)
+    async with client_of(InMemoryCache()) as client:
+        started = time.monotonic()
+        refused = asyncio.create_task(client.get("/entries", headers={"X-API-Key": "wrong"}))
+        assert (await client.get("/entries", headers=KEY)).status_code == 200
+        assert time.monotonic() - started < 0.2
+        assert (await refused).status_code == 401
+        assert time.monotonic() - started >= 0.2

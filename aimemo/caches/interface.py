@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from aimemo.caches.blocking import BlockingCache
-from aimemo.caches.observing import Observer, tell_monitor, tell_operation
+from aimemo.caches.observing import NoClient, Observer, tell_monitor, tell_operation
 from aimemo.caches.surface import Surface
 from aimemo.core.events import KINDS, SEED_EVENTS, CacheEvent
 from aimemo.core.guard import Breaker
@@ -50,8 +50,8 @@ class Cache(Surface):
 
     _performance_monitor = Observer(tell_monitor)
     _on_cache_operation = Observer(tell_operation)
-    _redis_client = None
-    """Nothing: the seeds' documents patch it. Connections are not one client (`link/`)."""
+    _redis_client: Any = NoClient()
+    """Nothing: the seeds' documents patch and close it. Connections are not one client (`link/`)."""
 
     def __init__(
         self, *, default_ttl: int = 3600, operation_ttls: Mapping[str, int] | None = None,

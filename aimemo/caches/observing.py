@@ -74,3 +74,10 @@ def _call(monitor: Any, method: str, *args: Any) -> Any:
 def tell_operation(function: Callable[[str, CacheEvent], Any], event: CacheEvent) -> Any:
     """To a function that takes the operation (`get`, `set`, `delete`…) and the event."""
     return function(operation_of(event), event)
+
+
+class NoClient:
+    """Stands where the seeds' documents look for a client, to patch it or to close it."""
+
+    async def close(self) -> None:
+        """Nothing is open here."""

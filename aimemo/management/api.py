@@ -34,9 +34,13 @@ _FILES: Final = {
     "index.html": "text/html", "page.js": "text/javascript", "page.css": "text/css",
     "uplot.js": "text/javascript", "uplot.css": "text/css", "uplot.LICENSE": "text/plain",
 }  # fmt: skip
-_POLICY: Final = "default-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+_POLICY: Final = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'"
+)
 
 Name = Annotated[str | None, Query(min_length=1, max_length=MAX_NAME)]
+Cursor = Annotated[str, Query(pattern=r"^(?:[0-9]{1,6}:)?[0-9]{0,20}$")]
 Digest = Annotated[str, InPath(pattern="^[0-9a-f]{32}$")]
 
 
@@ -210,7 +214,7 @@ def _add_steering(router: APIRouter, work: Operations, expose_values: bool) -> N
 
     @router.get("/entries")
     async def entries(
-        cursor: Annotated[str, Query(max_length=64)] = "", limit: Annotated[int, Query(ge=1, le=1000)] = PAGE,
+        cursor: Cursor = "", limit: Annotated[int, Query(ge=1, le=1000)] = PAGE,
         operation: Name = None,
     ) -> EntryPage:  # fmt: skip
         """Some entries, never their keys or values, and the cursor for the next ones."""

@@ -23,7 +23,7 @@ def run(urls: list[str], *, iterations: int | None, as_json: bool) -> int:
     """Print the figures. The exit code: 0, 1 for a regression, 2 if a cache cannot be used."""
     try:
         results, comparison = asyncio.run(_measure(urls, iterations))
-    except AimemoError as error:
+    except (AimemoError, ImportError) as error:
         print(f"aimemo: {error}", file=sys.stderr)  # noqa: T201
         return 2
     if as_json:
@@ -70,7 +70,7 @@ def _print(results: list[BenchmarkResult], comparison: ComparisonResult | None) 
             result.name, f"{result.avg_duration_ms:.4f}", f"{result.p95_duration_ms:.4f}",
             f"{result.p99_duration_ms:.4f}", f"{result.operations_per_second:,.0f}", f"{result.success_rate:.1%}",
         )  # fmt: skip
-    console = Console()
+    console = Console(markup=False)  # a path may hold brackets
     console.print(table)
     if comparison is not None:
-        console.print(str(comparison).splitlines()[0], markup=False)
+        console.print(str(comparison).splitlines()[0])

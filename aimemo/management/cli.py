@@ -176,4 +176,6 @@ def bench(
     """
     from aimemo.management.bench import run
 
-    raise typer.Exit(run(urls[:2], iterations=iterations, as_json=as_json))
+    if len(urls) > 2:
+        raise typer.BadParameter("give one cache, or two to compare")
+    raise typer.Exit(run(urls, iterations=iterations, as_json=as_json))

@@ -20,6 +20,9 @@ from aimemo.errors import ConfigurationError, ValidationError
 SMALLEST_CHANGE: Final = 5.0
 """Percent. A change below it is never called a regression."""
 
+MOST_KEYS: Final = 10_000
+
+_BOOLEANS: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _SEED: Final = 20_240_101
 
 
@@ -45,14 +48,16 @@ class BenchmarkConfig:
     enable_compression_tests: bool = True
 
     def __post_init__(self) -> None:
-        faults = {
-            "default_iterations": _at_least(1, self.default_iterations),
-            "warmup_iterations": _at_least(0, self.warmup_iterations),
-            "timeout_seconds": self.timeout_seconds > 0,
+        checks = {
+            "default_iterations": (_at_least(1, self.default_iterations), "a positive integer"),
+            "warmup_iterations": (_at_least(0, self.warmup_iterations), "a non-negative integer"),
+            "timeout_seconds": (_is_positive(self.timeout_seconds), "a positive number"),
+            "enable_memory_tracking": (isinstance(self.enable_memory_tracking, bool), "true or false"),
+            "enable_compression_tests": (isinstance(self.enable_compression_tests, bool), "true or false"),
         }
-        wrong = [name for name, is_right in faults.items() if not is_right]
-        if wrong:
-            raise ValidationError(f"{wrong[0]} must be a positive number", dict.fromkeys(wrong, "range"))
+        faults = {name: f"{name} must be {form}" for name, (is_right, form) in checks.items() if not is_right}
+        if faults:
+            raise ValidationError("; ".join(faults.values()), faults)
 
     @classmethod
     def from_environment(cls) -> BenchmarkConfig:
@@ -70,14 +75,18 @@ class BenchmarkConfig:
             text = os.environ.get(variable)
             if text:
                 try:
-                    chosen[setting] = json.loads(text.lower())
-                except ValueError:
+                    chosen[setting] = _BOOLEANS[text.lower()] if isinstance(default, bool) else json.loads(text)
+                except (KeyError, ValueError):
                     raise ConfigurationError(f"{variable} must be like {default}", {variable: text}) from None
         return cls(**chosen)
 
 
 def _at_least(low: int, number: Any) -> bool:
     return type(number) is int and number >= low
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and number > 0
 
 
 _PRESETS: Final[Mapping[str, BenchmarkConfig]] = {
@@ -215,6 +224,8 @@ class CacheBenchmarkRunner:
         contestants = {"original": original_cache, "again": original_cache, "new": new_cache}
         times: dict[str, list[float]] = {name: [] for name in contestants}
         failures = dict.fromkeys(contestants, 0)
+        for cache in (original_cache, new_cache):  # empty caches in the first round would look like noise
+            await _ask_all(cache, requests)
         order = list(contestants)
         for is_warm in self._rounds(None):
             order.append(order.pop(0))
@@ -237,11 +248,13 @@ class CacheBenchmarkRunner:
 
     def _rounds(self, iterations: int | None) -> Iterable[bool]:
         """One item per round: whether it counts. At least one does."""
+        if iterations is not None and not _at_least(1, iterations):
+            raise ValidationError("iterations must be a positive integer", {"iterations": "range"})
         ends = time.monotonic() + self.config.timeout_seconds
         warm_up, count = self.config.warmup_iterations, iterations or self.config.default_iterations
         for number in range(warm_up + count):
-            if number > warm_up and time.monotonic() > ends:
-                return
+            if number != warm_up and time.monotonic() > ends:
+                continue
             gc.collect()
             yield number >= warm_up
 
@@ -272,7 +285,8 @@ def _size(cache: Cache) -> int:
 
 def _working_set(*caches: Cache) -> list[str]:
     sizes = [size for size in map(_size, caches) if size]
-    return [f"aimemo-benchmark:{number}" for number in range(sum(sizes) // len(sizes) if sizes else 100)]
+    count = min(sum(sizes) // len(sizes) if sizes else 100, MOST_KEYS)
+    return [f"aimemo-benchmark:{number}" for number in range(count)]
 
 
 async def _ask_all(cache: Cache, requests: Sequence[str]) -> tuple[float, int]:

@@ -81,8 +81,10 @@ class CachePerformanceMonitor:
             self.cache_misses += not cache_hit
         raw, stored = ((additional_data or {}).get(name) for name in ("size_raw", "size_stored"))
         if raw and stored:
-            self._bytes.update(raw=raw, stored=stored)
-            self._entries.update(entries=1, compressed=int(stored < raw))
+            self._bytes["raw"] += raw
+            self._bytes["stored"] += stored
+            self._entries["entries"] += 1
+            self._entries["compressed"] += stored < raw
 
     def record_key_generation_time(
         self, duration: float, text_length: int = 0, operation_type: str = "",
@@ -96,7 +98,8 @@ class CachePerformanceMonitor:
         operation_context: str = "", additional_data: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Count one invalidation, and how many entries it removed."""
-        self._invalidations.update({"total_invalidations": 1, "keys_invalidated": keys_invalidated})
+        self._invalidations["total_invalidations"] += 1  # not update(): another thread may come in between
+        self._invalidations["keys_invalidated"] += keys_invalidated
         self._invalidations[f"by_{invalidation_type}"] += 1
 
     def record_eviction(self, count: int = 1) -> None:
@@ -107,7 +110,7 @@ class CachePerformanceMonitor:
         """Plain data, ready for JSON. Sections without data are left out."""
         sections: dict[str, Any] = {
             "key_generation": self._key_generation.as_dict() if self._key_generation.count else None,
-            "cache_operations": {name: durations.as_dict() for name, durations in self._operations.items()},
+            "cache_operations": {name: durations.as_dict() for name, durations in list(self._operations.items())},
             "compression": self._compression(),
             "memory_usage": self._memory_usage(),
             "invalidation": dict(self._invalidations),

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from aimemo.caches.interface import Cache
-from aimemo.core.policy import REDIS_SCHEMES
+from aimemo.core.policy import REDIS_SCHEMES, check_settings
 from aimemo.core.runtime import fork_safe_lock
-from aimemo.errors import ConfigurationError
+from aimemo.errors import ConfigurationError, ValidationError
 from aimemo.setup.presets import SIZE, preset, preset_of_environment
 
 _lock = fork_safe_lock()
@@ -156,18 +156,22 @@ def environment_settings() -> dict[str, Any]:
     """The settings that the environment gives: those of a preset, changed by single variables.
 
     Raises:
-        ConfigurationError: for a variable that cannot be read; the text names it.
+        ConfigurationError: naming every variable that cannot be read, or whose value is out of its limits.
     """
-    found = _preset_settings()
+    found, faults = _preset_settings(), {}
     for variable, (setting, read, form) in _VARIABLES.items():
         text = os.environ.get(variable)
-        if text:
-            try:
-                value = read(text)
-            except ValueError:
-                raise ConfigurationError(f"{variable} must be {form}", {variable: text}) from None
+        try:
+            value = read(text) if text else None
             if value is not None:
+                check_settings({setting: value})
                 found[setting] = value
+        except ValidationError as error:
+            faults[variable] = f"{variable}: {error}"
+        except ValueError:
+            faults[variable] = f"{variable} must be {form}"
+    if faults:
+        raise ConfigurationError("; ".join(faults.values()), faults)
     return found
 
 

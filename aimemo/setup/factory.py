@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from aimemo.caches.interface import Cache
 from aimemo.core.policy import check_settings
@@ -84,7 +84,7 @@ class CacheFactory:
         own = dict(config)
         chosen = {**(preset(own.pop("preset")) if "preset" in own else {}), **own}
         if chosen.get("redis_url") is None and not chosen.get("use_memory_cache"):
-            raise ValidationError("redis_url is required", {"redis_url": "required"})
+            _refuse_without_url(chosen)
         kind = "ai" if any(name in chosen for name in _AI_SETTINGS) else "generic"
         return await self._make(kind, {"fail_on_connection_error": fail_on_connection_error, **chosen})
 
@@ -111,11 +111,18 @@ class CacheFactory:
 
 
 def _given(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in {**arguments, **arguments["settings"]}.items()
-        if name not in ("self", "settings")
-    }
+    named = {name: value for name, value in arguments.items() if name not in ("self", "settings")}
+    return {**named, **arguments["settings"]}
+
+
+def _refuse_without_url(settings: Mapping[str, Any]) -> NoReturn:
+    """Raise with all faults of settings whose URL is missing."""
+    faults = {"redis_url": "redis_url is required"}
+    try:
+        check_settings({name: value for name, value in settings.items() if name != "redis_url"})
+    except ValidationError as error:
+        faults |= error.context
+    raise ValidationError("; ".join(faults.values()), faults)
 
 
 async def _connected(kind: str, settings: Mapping[str, Any]) -> Cache | None:

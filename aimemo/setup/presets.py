@@ -43,7 +43,7 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigurationError: for a name that is none; the text lists those there are.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigurationError(f"unknown preset {name!r}; presets are {', '.join(PRESETS)}", {"preset": "unknown"})
     return dict(PRESETS[name])
 

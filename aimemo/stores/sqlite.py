@@ -108,7 +108,7 @@ class SQLiteStore:
         return len(rows)
 
     async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
-        rows = self._file.read(_PAGE, (HEAD_SIZE, self._namespace, int(cursor or -1), count))
+        rows = self._file.read(_PAGE, (HEAD_SIZE, self._namespace, min(int(cursor or -1), 2**63 - 1), count))
         offset = self._clock() - self._wall()
         found = []
         for _, text, size, data in rows:

@@ -27,6 +27,9 @@ class ServiceWorker(processes.OtherProcess):
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=processes.ROOT,
         )  # fmt: skip
 
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def freeze(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 

@@ -23,14 +23,19 @@ function duration(seconds) {
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 let chart;
 
+function rateOfMinute(sample, at, history) {
+  const before = history.slice(0, at).findLast((earlier) => earlier.at <= sample.at - 60) ?? { lookups: 0, answered: 0 };
+  const lookups = sample.lookups - before.lookups;
+  return lookups ? 100 * (sample.answered - before.answered) / lookups : null;
+}
+
 function draw(history) {
-  const rates = history.map((sample) => (sample.lookups ? 100 * sample.answered / sample.lookups : null));
-  const data = [history.map((sample) => sample.at), rates];
+  const data = [history.map((sample) => sample.at), history.map(rateOfMinute)];
   if (chart) { chart.setData(data); return; }
   const axis = { stroke: style("--quiet"), grid: { stroke: style("--line"), width: 1 }, ticks: { show: false } };
   chart = new uPlot({
     width: element("chart").clientWidth, height: 220, legend: { show: false }, cursor: { drag: { x: false, y: false } },
-    scales: { y: { range: [0, 100] } },
+    scales: { x: { range: (_, from, to) => [Math.min(from, to - 300), to] }, y: { range: [0, 100] } },
     axes: [axis, { ...axis, values: (_, ticks) => ticks.map((tick) => `${tick} %`) }],
     series: [{}, { stroke: style("--accent"), fill: style("--fill"), width: 2 }],
   }, data, element("chart"));
@@ -67,7 +72,7 @@ function show(stats, status, history) {
   write("hit-rate", all ? percent(stats.hit_rate) : "–");
   write("lookups", `of ${whole.format(all)} lookups`);
   write("calls-saved", whole.format(all - stats.misses));
-  write("coalesced", `${whole.format(stats.coalesced)} shared a call under way`);
+  write("coalesced", whole.format(stats.coalesced));
   write("time-saved", duration(stats.seconds_saved));
   const cost = stats.cost_saved ? `, ${stats.cost_saved.toFixed(2)} in cost` : "";
   write("tokens", stats.tokens_saved ? `${whole.format(stats.tokens_saved)} tokens${cost}` : "of waiting for models");
