@@ -1,66 +1,118 @@
-"""`python -m benchmarks [--quick] [--only WORD] [--json FILE]`: prints a table for each section."""
+"""`python -m benchmarks [--quick] [--only WORD] [--json FILE] [--write FILE]`: measures, and prints tables."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from benchmarks import eviction, hits, redis_hits
-from benchmarks.measure import Result, Section, run
+from benchmarks import disk, eviction, growth, hits, misses, redis_hits
+from benchmarks.measure import Table, Work
+from benchmarks.peers import LEFT_OUT
 
 
-def sections() -> Iterator[Section]:
+def works(quick: bool) -> Iterator[Work]:
     yield from hits.in_process()
     yield from hits.messages()
-    yield from hits.sqlite()
+    yield from hits.results()
+    yield from disk.hits()
+    yield from disk.writes()
     yield from redis_hits.hits()
+    yield from misses.overhead()
+    yield from misses.stampede()
+    yield redis_hits.weights
+    yield disk.sizes
+    yield from eviction.rates(20_000 if quick else 200_000)
+    yield growth.entry_bytes
+    yield from growth.growth(100_000 if quick else 1_000_000)
+    yield growth.imports
+
+
+def measured(only: str, *, quick: bool) -> Iterator[Table]:
+    rounds, seconds = (5, 0.01) if quick else (11, 0.05)
+    for work in works(quick):
+        title = getattr(work, "title", only)  # of what is not timed, the title comes with the figures
+        if only in title:
+            table = work() if callable(work) else work.measure(rounds, seconds)
+            if only in table.title:
+                yield table
 
 
 def machine() -> str:
-    return (
-        f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}"
-    )
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{python}, {os.cpu_count()} cores, {platform.system()} on {platform.machine()}"
 
 
-def table(section: Section, results: list[Result]) -> str:
-    floor = results[0].ns
-    ours = next(result.ns for result in results if result.name == "aimemo")
-    lines = [f"\n{section.title}", f"{'':<28}{'ns/call':>10}{'spread':>8}{'x floor':>9}{'aimemo is':>11}"]
-    for result in results:
-        goal = section.goals.get(result.name)
-        ratio = ours / result.ns
-        verdict = "" if goal is None else f"  goal <= {goal:g}: {'met' if ratio <= goal else 'MISSED'}"
-        figures = f"{result.ns:>10,.0f}{result.spread:>8.1%}{result.ns / floor:>9.2f}{ratio:>10.2f}x"
-        lines.append(f"{result.name:<28}{figures}{verdict}")
+def text_of(table: Table) -> str:
+    """A table for a terminal."""
+    floor = next(iter(table.values.values()))
+    ours = table.values["aimemo"]
+    goals = {name: f"goal {goal:.3g}: {'met' if met else 'MISSED'}" for name, goal, _, met in table.verdicts()}
+    lines = [f"\n{table.title}", f"{'':<34}{table.unit:>14}{'spread':>8}{'x first':>9}{'aimemo is':>11}"]
+    for name, value in table.values.items():
+        spread = f"{table.spreads[name]:.1%}" if name in table.spreads else ""
+        goal = goals.get(name, goals.get("", "") if name == "aimemo" else "")
+        lines.append(
+            f"{name:<34}{value:>14,.4g}{spread:>8}{value / floor:>9.2f}{ours / value:>10.2f}x  {goal}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def document(tables: list[Table]) -> str:
+    """All tables in Markdown, with the goals first."""
+    goals = [(table.title, *verdict) for table in tables for verdict in table.verdicts()]
+    met = sum(is_met for *_, is_met in goals)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `make bench` on {datetime.date.today()}: {machine()}.",
+        "Ratios of medians of interleaved rounds; where a neighbour is better, the table says so.",
+        "On a shared machine, ratios repeat to a few per cent in process, and to ten or twenty with a server.",
+        "",
+        f"## Goals: {met} of {len(goals)} met",
+        "",
+        "| at | against | wanted | is | |",
+        "|---|---|---|---|---|",
+    ]
+    for title, against, wanted, ratio, is_met in goals:
+        verdict = "met" if is_met else "**missed**"
+        lines.append(f"| {title} | {against or 'no other'} | {wanted:.3g} | {ratio:.3g} | {verdict} |")
+    lines += ["", "## Figures", ""]
+    for table in tables:
+        lines += [f"### {table.title}", "", f"| | {table.unit} | spread | aimemo is |", "|---|---|---|---|"]
+        for name, value in table.values.items():
+            spread = f"{table.spreads[name]:.0%}" if name in table.spreads else ""
+            lines.append(f"| {name} | {value:,.4g} | {spread} | {table.values['aimemo'] / value:.2f} x |")
+        lines.append("")
+    if LEFT_OUT:
+        lines += [f"Left out: {', '.join(sorted(LEFT_OUT))} (not installed, or not able to).", ""]
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
-    parser.add_argument("--only", default="", help="only sections whose title holds this word")
+    parser.add_argument("--only", default="", help="only what has this word in its title")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--write", type=Path, help="write the document to this file too")
     args = parser.parse_args()
-    rounds, seconds = (5, 0.02) if args.quick else (15, 0.1)
     print(machine())
-    figures: list[dict[str, Any]] = []
-    for section in sections():
-        if args.only in section.title:
-            results = run(section, rounds=rounds, seconds=seconds)
-            print(table(section, results), flush=True)
-            figures.append({"title": section.title, "ns": {result.name: result.ns for result in results}})
-    if args.only in eviction.TITLE:
-        print(eviction.table(requests=20_000 if args.quick else 200_000))
-    if args.only in redis_hits.TITLE:
-        print(redis_hits.weights())
+    tables = []
+    for table in measured(args.only, quick=args.quick):
+        tables.append(table)
+        print(text_of(table), flush=True)
+    for name, reason in LEFT_OUT.items():
+        print(f"left out: {name} ({reason})")
     if args.json:
-        args.json.write_text(json.dumps({"machine": machine(), "sections": figures}, indent=2) + "\n")
+        figures = [{"title": table.title, "unit": table.unit, "values": table.values} for table in tables]
+        args.json.write_text(json.dumps({"machine": machine(), "tables": figures}, indent=2) + "\n")
+    if args.write:
+        args.write.write_text(document(tables))
     return 0
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from aimemo.core.entry import Entry
 from aimemo.core.runtime import drive
 from aimemo.stores.memory import MemoryStore
+from benchmarks.measure import Table
 
 TITLE: Final = "hit rate by eviction policy"
+ROOM: Final = 500
 
 
 def stream(requests: int, *, skew: float, once: float, keys: int = 10_000, seed: int = 7) -> Iterator[str]:
@@ -56,13 +59,33 @@ def lru(keys: Iterator[str], size: int) -> float:
     return hits / total
 
 
-def table(requests: int) -> str:
-    lines = [f"\n{TITLE} ({requests:,} requests for 10,000 keys, room for 500)"]
-    lines.append(f"{'':<44}{'SIEVE':>8}{'LRU':>8}{'ratio':>8}")
-    for skew in (0.7, 0.9, 1.1):
-        for once in (0.0, 0.2):
-            ours = sieve(stream(requests, skew=skew, once=once), 500)
-            theirs = lru(stream(requests, skew=skew, once=once), 500)
-            title = f"Zipf {skew}, {once:.0%} of the requests asked once"
-            lines.append(f"{title:<44}{ours:>8.1%}{theirs:>8.1%}{ours / theirs:>8.2f}")
-    return "\n".join(lines)
+def loop(requests: int, keys: int = 600) -> Iterator[str]:
+    """The same keys over and over, a few more than there is room for."""
+    return (f"key:{at % keys}" for at in range(requests))
+
+
+def scan(requests: int, seed: int = 7) -> Iterator[str]:
+    """Popular keys, and now and then a thousand keys in a row that nobody asks for again."""
+    fresh = itertools.count()
+    for at, key in enumerate(stream(requests, skew=0.9, once=0.0, seed=seed)):
+        yield key
+        if at % 5000 == 4999:
+            yield from (f"scan:{next(fresh)}" for _ in range(1000))
+
+
+def rates(requests: int) -> Iterator[Callable[[], Table]]:
+    """One table for each kind of stream."""
+    kinds: dict[str, Callable[[], Iterator[str]]] = {
+        f"Zipf {skew}, {once:.0%} asked once": functools.partial(stream, requests, skew=skew, once=once)
+        for skew in (0.7, 0.9, 1.1)
+        for once in (0.0, 0.2)
+    }
+    kinds["a loop over 600 keys"] = functools.partial(loop, requests)
+    kinds["Zipf 0.9 with scans"] = functools.partial(scan, requests)
+    for title, keys in kinds.items():
+        yield functools.partial(_table, title, keys)
+
+
+def _table(title: str, keys: Callable[[], Iterator[str]]) -> Table:
+    values = {"LRU": 100 * lru(keys(), ROOM), "aimemo": 100 * sieve(keys(), ROOM)}
+    return Table(f"{TITLE}, room for {ROOM}: {title}", "%", values, more_is_better=True)

@@ -1,58 +1,36 @@
-"""Hits: in process, and in a SQLite file."""
+"""Hits in process: what they cost beside the floor and the neighbours."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
-import importlib
-import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import json
+from collections.abc import Iterator
 from typing import Any
 
-from aimemo import InMemoryCache, SQLiteCache, cached_ai_call
+from aimemo import InMemoryCache, cached_ai_call
 from benchmarks.measure import Section
+from benchmarks.peers import Call, of_world, optional
 from benchmarks.texts import texts
 
-Call = Callable[..., Any]
+LRU = "functools.lru_cache"
+AWAIT = "a bare await"
 
 
-def _optional(name: str) -> Any:
-    """A peer's module, or None where it is not installed."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(name)
-    return None
-
-
-def _sync_peers(answer: str) -> dict[str, Call]:
-    def ask(text: str, *, model: str = "small", temperature: float = 0.0, max_tokens: int = 256) -> str:
+def _sync(answer: Any) -> dict[str, Call]:
+    def ask(text: str, *, model: str = "small", temperature: float = 0.0, max_tokens: int = 256) -> Any:
         return answer
 
-    peers: dict[str, Call] = {"functools.lru_cache": functools.lru_cache(maxsize=1000)(ask)}
-    peers["aimemo"] = cached_ai_call(operation="bench", cache=InMemoryCache())(ask)
-    if cachebox := _optional("cachebox"):
-        peers["cachebox (Rust)"] = cachebox.cached(cachebox.TTLCache(1000, 3600))(ask)
-    if cachetools := _optional("cachetools"):
-        peers["cachetools TTLCache"] = cachetools.cached(cachetools.TTLCache(1000, 3600))(ask)
-    return peers
+    ours = cached_ai_call(operation="bench", cache=InMemoryCache())(ask)
+    return {LRU: functools.lru_cache(maxsize=1000)(ask), "aimemo": ours, **dict(of_world("sync", ask))}
 
 
-def _async_peers(answer: str) -> dict[str, Call]:
-    async def ask(text: str, *, model: str = "small", temperature: float = 0.0, max_tokens: int = 256) -> str:
+def _tasks(answer: Any) -> dict[str, Call]:
+    async def ask(text: str, *, model: str = "small", temperature: float = 0.0, max_tokens: int = 256) -> Any:
         return answer
 
-    peers: dict[str, Call] = {"a bare await": ask}
-    peers["aimemo"] = cached_ai_call(operation="bench", cache=InMemoryCache())(ask)
-    if cachebox := _optional("cachebox"):
-        peers["cachebox (Rust)"] = cachebox.cached(cachebox.TTLCache(1000, 3600))(ask)
-    if async_lru := _optional("async_lru"):
-        peers["async-lru"] = async_lru.alru_cache(maxsize=1000, ttl=3600)(ask)
-    if cashews := _optional("cashews"):
-        cache = cashews.Cache()
-        cache.setup("mem://")
-        peers["cashews memory"] = cache(ttl=3600)(ask)
-    return peers
+    ours = cached_ai_call(operation="bench", cache=InMemoryCache())(ask)
+    return {AWAIT: ask, "aimemo": ours, **dict(of_world("async", ask))}
 
 
 def _asking(call: Call, text: str) -> Call:
@@ -68,56 +46,88 @@ def _fresh(call: Call, text: str) -> Call:
 def in_process() -> Iterator[Section]:
     for length in (200, 4000):
         text, answer = texts(2, length)
-        sync = {name: _asking(call, text) for name, call in _sync_peers(answer).items()}
-        yield Section(f"sync hit, {length} B text", sync=sync, goals={"functools.lru_cache": 2.5, "cachebox (Rust)": 1})
-        tasks = {name: _asking(call, text) for name, call in _async_peers(answer).items()}
-        yield Section(f"async hit, {length} B text", tasks=tasks, goals={"a bare await": 3.8, "cachebox (Rust)": 1})
-    text, answer = texts(2, 100_000)
-    fresh = {name: _fresh(call, text) for name, call in _sync_peers(answer).items()}
-    yield Section("sync hit, 100 KB text, a fresh equal object each time", sync=fresh)
+        sync = {name: _asking(call, text) for name, call in _sync(answer).items()}
+        goals = {LRU: 2.2, "cachebox (Rust)": 0.5, "cachetools TTLCache": 0.3}
+        yield Section(f"sync hit, {length} B text", sync=sync, goals=goals)
+        tasks = {name: _asking(call, text) for name, call in _tasks(answer).items()}
+        goals = {AWAIT: 3.3, "cachebox (Rust)": 0.45, "async-lru": 0.27, "cashews memory": 0.01}
+        yield Section(f"async hit, {length} B text", tasks=tasks, goals=goals)
+    for length, goal in ((4000, 1.25), (100_000, 1.05)):
+        text, answer = texts(2, length)
+        fresh = {name: _fresh(call, text) for name, call in _sync(answer).items()}
+        yield Section(f"sync hit, {length} B text, a fresh equal object each time", sync=fresh, goals={LRU: goal})
+    yield from _forms()
+
+
+def _forms() -> Iterator[Section]:
+    """All arguments by position, and all by keyword."""
+    text, answer = texts(2, 200)
+
+    def ask(text: str, model: str = "small", temperature: float = 0.0, max_tokens: int = 256) -> str:
+        return answer
+
+    calls: dict[str, Call] = {
+        LRU: functools.lru_cache(ask),
+        "aimemo": cached_ai_call(operation="forms", cache=InMemoryCache())(ask),
+    }
+
+    def by_position(call: Call) -> Call:
+        return lambda: call(text, "small", 0.0, 256)
+
+    def by_keyword(call: Call) -> Call:
+        return lambda: call(text=text, model="small", temperature=0.0, max_tokens=256)
+
+    for form, asking, goal in (("position", by_position, 2.2), ("keyword", by_keyword, 1.8)):
+        sync = {name: asking(call) for name, call in calls.items()}
+        yield Section(f"sync hit, all arguments by {form}", sync=sync, goals={LRU: goal})
 
 
 def messages() -> Iterator[Section]:
     """The commonest call of all: a list of dicts, which goes through the canonical form."""
-    import json
+    for count in (2, 20):
+        turns = [
+            {"role": "user" if at % 2 else "assistant", "content": text} for at, text in enumerate(texts(count, 1000))
+        ]
 
-    turns = [{"role": "user" if at % 2 else "assistant", "content": text} for at, text in enumerate(texts(20, 1000))]
+        async def chat(messages: list[dict[str, str]], *, model: str = "small") -> str:
+            return "answer"
 
-    @cached_ai_call(operation="chat", cache=InMemoryCache())
-    def chat(messages: list[dict[str, str]], *, model: str = "small") -> str:
-        return "answer"
+        def dump(turns: list[dict[str, str]] = turns) -> str:
+            return json.dumps(turns, sort_keys=True)
 
-    sync: dict[str, Call] = {
-        "json.dumps(sort_keys=True)": lambda: json.dumps(turns, sort_keys=True),
-        "aimemo": lambda: chat(turns, model="small"),
+        async def dump_async(dump: Call = dump) -> Any:
+            return dump()
+
+        calls: dict[str, Call] = {"aimemo": cached_ai_call(operation="chat", cache=InMemoryCache())(chat)}
+        calls |= dict(of_world("async", chat, only=("cashews memory",)))
+        tasks: dict[str, Call] = {
+            "json.dumps(sort_keys=True)": dump_async,
+            **{name: functools.partial(call, turns, model="small") for name, call in calls.items()},
+        }
+        goals = {"json.dumps(sort_keys=True)": 1.0, "cashews memory": 0.5} if count == 20 else {}
+        yield Section(f"async hit, {count} messages of 1 KB", tasks=tasks, goals=goals)
+
+
+def results() -> Iterator[Section]:
+    """Answers that can be changed: every caller gets a copy of its own."""
+    [text] = texts(1, 1000)
+    answer = {
+        "text": text,
+        "usage": {"input_tokens": 250, "output_tokens": 40},
+        "tags": ["a", "b", "c"],
+        "model": "small",
     }
-    yield Section("sync hit, 20 messages of 1 KB", sync=sync)
+    yield _copies("a dict", answer, "dict[str, object]")
+    if pydantic := optional("pydantic"):
+        kind = pydantic.create_model("Answer", text=str, usage=dict[str, int], tags=list[str], model=str)
+        yield _copies("a pydantic model", kind(**answer), kind)
 
 
-def sqlite() -> Iterator[Section]:
-    with tempfile.TemporaryDirectory() as folder:
-        text, answer = texts(2, 1000)
-        sync: dict[str, Call] = {"raw SELECT by key": _raw_select(Path(folder) / "raw.db", answer)}
+def _copies(what: str, answer: Any, kind: Any) -> Section:
+    def ask(text: str) -> Any:
+        return answer
 
-        def ask(text: str, *, model: str = "small") -> str:
-            return answer
-
-        cache = SQLiteCache(Path(folder) / "aimemo.db")
-        sync["aimemo"] = _asking_model(cached_ai_call(operation="bench", cache=cache)(ask), text)
-        if diskcache := _optional("diskcache"):
-            sync["diskcache.memoize"] = _asking_model(diskcache.Cache(f"{folder}/disk").memoize()(ask), text)
-        yield Section("SQLite hit, 1 KB", sync=sync, goals={"raw SELECT by key": 2.0})
-        cache.blocking.close()
-
-
-def _asking_model(call: Call, text: str) -> Call:
-    return lambda: call(text, model="small")
-
-
-def _raw_select(path: Path, answer: str) -> Call:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("CREATE TABLE answers (key TEXT PRIMARY KEY, value BLOB)")
-    keys = [f"op:bench|txt:hash:{at:032x}|{at:032x}" for at in range(1000)]
-    connection.executemany("INSERT INTO answers VALUES (?, ?)", [(key, answer.encode()) for key in keys])
-    return lambda: connection.execute("SELECT value FROM answers WHERE key = ?", (keys[500],)).fetchone()
+    ask.__annotations__["return"] = kind
+    cached = cached_ai_call(operation=what, cache=InMemoryCache())(ask)
+    sync: dict[str, Call] = {"copy.deepcopy": lambda: copy.deepcopy(answer), "aimemo": lambda: cached("q")}
+    return Section(f"sync hit, the result is {what}", sync=sync, goals={"copy.deepcopy": 0.3})

@@ -19,3 +19,13 @@ def texts(count: int, length: int) -> list[str]:
     source = corpus()
     step = max(1, (len(source) - length) // count)
     return [(f"{at}: " + "".join(islice(cycle(source), at * step, at * step + length)))[:length] for at in range(count)]
+
+
+def answers(count: int) -> list[dict[str, object]]:
+    """Answers of 300 B to 8 KB, as a model gives them."""
+    lengths = [300, 500, 800, 1200, 2000, 3000, 5000, 8000]
+    return [
+        {"text": text, "model": "small", "tokens": len(text) // 4}
+        for length in lengths
+        for text in texts(count // len(lengths), length)
+    ]

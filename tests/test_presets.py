@@ -152,6 +152,7 @@ def test_monitoring_can_be_switched_on(monkeypatch: pytest.MonkeyPatch, text: st
     monitor = cache._performance_monitor
     assert isinstance(monitor, CachePerformanceMonitor) is is_watched
     assert not is_watched or monitor.cache_misses == 1
+    cache._performance_monitor = None  # whatever still holds the cache: the fast path opens again
 
 
 @pytest.mark.parametrize("variable", ["REDIS_URL", "CACHE_REDIS_URL", "AIMEMO_URL"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections import deque
@@ -16,6 +17,8 @@ from aimemo.link.borrowed import Borrowed, in_world_of_client
 from aimemo.link.build import make_link
 from aimemo.link.client import target_of
 from aimemo.link.layout import Layout
+
+log = logging.getLogger("aimemo")
 
 MAX_WAITING: Final = 10_000
 """Messages that wait for a slow subscriber; older ones are dropped, and it is told that it missed some."""
@@ -93,8 +96,11 @@ class _Inbox:
     def connected(self, may_have_missed: bool) -> None:
         if may_have_missed:
             self.missed += 1
-            if self._on_missed is not None:
-                self._on_missed()
+            try:
+                if self._on_missed is not None:
+                    self._on_missed()
+            except Exception:
+                log.exception("on_missed of a subscription failed")
 
     def wake(self) -> None:
         with self._lock:

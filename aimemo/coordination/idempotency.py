@@ -63,7 +63,8 @@ class IdempotencyService:
         Raises:
             CodecError: for a result that JSON cannot hold.
         """
-        return await self._settle(_key(request_id), "", self._milliseconds, to_json(result))
+        token = secrets.token_hex(16)
+        return await self._settle(_key(request_id), token, self._milliseconds, to_json(result), "unclaimed")
 
     @in_world_of_client
     async def get_result(self, request_id: str) -> Any:
@@ -93,8 +94,8 @@ class IdempotencyService:
         ends = time.monotonic() + seconds_of("wait", wait)
         pause = SHORTEST_PAUSE
         while True:
-            state, *rest = await self._redis.run("claim", [key], token, self._claim, fingerprint)
-            match text_of(state):
+            state, *rest = await self._ask_for_claim(key, token, fingerprint)
+            match state:
                 case "other":
                     raise IdempotencyConflictError("this request id was used with another payload")
                 case "done":
@@ -106,6 +107,16 @@ class IdempotencyService:
             await self._redis.runtime.sleep(pause)
             pause = min(pause * 1.5, LONGEST_PAUSE)
 
+    async def _ask_for_claim(self, key: str, token: str, fingerprint: str) -> tuple[Any, ...]:
+        try:
+            state, *rest = await self._redis.run("claim", [key], token, self._claim, fingerprint)
+        except Exception:
+            raise
+        except BaseException:  # cancelled: Redis may give us the claim
+            self._redis.runtime.spawn(self._give_up(key, token))
+            raise
+        return text_of(state), *rest
+
     async def _carry_out(self, key: str, token: str, function: Callable[[], Any]) -> Any:
         working = _Working()
         self._redis.runtime.spawn(self._renew(key, token, working))
@@ -115,7 +126,7 @@ class IdempotencyService:
             self._redis.runtime.spawn(self._give_up(key, token))
             raise
         finally:
-            working.is_over = True
+            working.end()
         if isinstance(result, Failure):
             await self._give_up(key, token)
             return result
@@ -137,7 +148,8 @@ class IdempotencyService:
 
     async def _renew(self, key: str, token: str, working: _Working) -> None:
         while not working.is_over:
-            await self._redis.runtime.sleep(self._claim / 3000)
+            working.pause = self._redis.runtime.waiter()
+            await self._redis.runtime.wait_at_most(self._claim / 3000, working.pause)
             try:
                 if working.is_over or not await self._settle(key, token, self._claim):
                     return
@@ -150,12 +162,20 @@ class IdempotencyService:
         except InfrastructureError as error:
             log.info("a request that failed can be tried again only after its claim: %s", error)
 
-    async def _settle(self, key: str, token: str, milliseconds: int, *result: str) -> bool:
-        return bool(await self._redis.run("settle", [key], token, milliseconds, *result))
+    async def _settle(self, key: str, token: str, milliseconds: int, *more: str) -> bool:
+        return bool(await self._redis.run("settle", [key], token, milliseconds, *more))
 
 
 class _Working:
+    """Whether a function is over, and what whoever renews its claim waits for meanwhile."""
+
     is_over = False
+    pause: Any = None
+
+    def end(self) -> None:
+        self.is_over = True
+        if self.pause is not None:
+            self.pause.wake()
 
 
 def _key(request_id: str) -> str:

@@ -16,6 +16,7 @@ def to_json(value: Any) -> str:
     """
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text.encode()  # half a surrogate pair is no text for other languages
         is_same = _is_plain(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise CodecError(f"{type(value).__name__} cannot be written as JSON: {type(error).__name__}") from error
@@ -38,5 +39,5 @@ def from_json(text: str | bytes) -> Any:
     """
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CodecError("this is not JSON") from error

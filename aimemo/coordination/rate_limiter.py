@@ -44,7 +44,7 @@ class RateLimiter:
         client: of the redis package; stays the user's.
         max_requests: the limit; with weights (tokens, say) of all of them together.
         window_seconds: how long the window is.
-        name: keeps apart limiters that count the same names.
+        name: keeps apart limiters that count the same names; those of other windows are apart anyway.
         when_away: whether requests are admitted (`open`) while Redis does not answer, or refused (`closed`).
         on_error: called with a `CacheEvent` of kind `error` whenever that decided.
     """
@@ -108,7 +108,7 @@ class RateLimiter:
     def _keys(self, who: str) -> list[str]:
         if not isinstance(who, str):
             raise ValidationError("who must be a text", {"who": type(who).__name__})
-        start = tagged("limit", f"{self.name}:{who}")
+        start = tagged("limit", f"{self.name}:{self._window}:{who}")
         return [start, f"{start}:sum"]
 
     def _decide_alone(self, error: InfrastructureError) -> RateLimit:
@@ -116,7 +116,11 @@ class RateLimiter:
         log.warning("the rate limiter %r fails %s: %s", self.name, decision, error)
         if self._on_error is not None:
             cause = type(error.__cause__).__name__
-            self._on_error(CacheEvent(kind="error", operation=self.name, reason=f"limiter_{decision}", error=cause))
+            event = CacheEvent(kind="error", operation=self.name, reason=f"limiter_{decision}", error=cause)
+            try:
+                self._on_error(event)
+            except Exception:
+                log.exception("on_error of the rate limiter %r failed", self.name)
         return RateLimit(self._admits_when_away, 0, 0.0 if self._admits_when_away else self._window / 1_000_000)
 
 

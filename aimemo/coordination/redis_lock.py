@@ -48,6 +48,7 @@ class RedisLock:
         self.is_held = False
         """As far as this process knows: a lock that ran out is noticed by the next `extend` or `release`."""
         self._undone: Any = None
+        self._pause: Any = None
 
     @in_world_of_client
     async def acquire(self, blocking: bool = False, deadline: float | None = None) -> bool:
@@ -84,7 +85,8 @@ class RedisLock:
     async def extend(self, seconds: float | None = None) -> bool:
         """Hold the lock for `seconds` (`timeout` if not given) from now on. False if it was not ours any more."""
         milliseconds = self._milliseconds if seconds is None else max(1, int(_positive("seconds", seconds) * 1000))
-        return await self._extend(milliseconds)
+        self.is_held = await self._extend(milliseconds)
+        return self.is_held
 
     async def _try(self) -> bool:
         if self._undone is not None:
@@ -106,11 +108,12 @@ class RedisLock:
 
     async def _release(self) -> bool:
         self.is_held = False
+        if self._pause is not None:
+            self._pause.wake()
         return bool(await self._redis.run("release", self._keys[:1], self.token, "", 0))
 
     async def _extend(self, milliseconds: int) -> bool:
-        self.is_held = bool(await self._redis.run("extend", self._keys[:1], self.token, milliseconds))
-        return self.is_held
+        return bool(await self._redis.run("extend", self._keys[:1], self.token, milliseconds))
 
     async def _undo(self, undone: Any) -> None:
         try:
@@ -124,15 +127,19 @@ class RedisLock:
         ends = time.monotonic() + self._renew_for
         pause = self._milliseconds / 3000
         while time.monotonic() + pause < ends:
-            await self._redis.runtime.sleep(pause)
-            if not self.is_held or self.fencing_token != fence:
-                return
+            self._pause = self._redis.runtime.waiter()
+            await self._redis.runtime.wait_at_most(pause, self._pause)
             try:
-                if not await self._extend(self._milliseconds):
-                    log.warning("the lock %r was lost", self.name)
+                if not self._holds(fence):
                     return
+                if not await self._extend(self._milliseconds) and self._holds(fence):
+                    self.is_held = False
+                    log.warning("the lock %r was lost", self.name)
             except InfrastructureError as error:
                 log.info("the lock %r could not be renewed: %s", self.name, error)
+
+    def _holds(self, fence: int) -> bool:
+        return self.is_held and self.fencing_token == fence
 
     def __enter__(self) -> Self:
         """Wait for the lock for as long as it takes."""

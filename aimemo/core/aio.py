@@ -225,6 +225,16 @@ async def _hook(result: Awaitable[Any]) -> None:
     await result
 
 
+async def unless_cancelled(awaitable: Awaitable[T]) -> T:
+    """What an awaitable gives, unless its task was cancelled meanwhile: `wait_for` of Python 3.11 may swallow that."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    result = await awaitable
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
+
+
 def run_in_thread(awaitable: Awaitable[Any], seconds: float | None) -> bool:
     """Run an awaitable on a loop of its own. False if it is still running after `seconds`; None waits."""
     errors: list[BaseException] = []

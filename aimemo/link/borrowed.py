@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from aimemo.core.runtime import Failure, Runtime, ThreadRuntime, drive
-from aimemo.errors import ConfigurationError, InfrastructureError
+from aimemo.errors import ConfigurationError, InfrastructureError, ValidationError
 from aimemo.link.link import script
 from aimemo.link.wire import AnyError, is_missing_script
 
@@ -32,7 +32,12 @@ class Borrowed:
             raise ConfigurationError(text, {"client": type(client).__name__})
         self.client = client
         self.is_async = inspect.iscoroutinefunction(execute)
-        self.runtime = _runtime(self.is_async)
+        self.runtime: Runtime = ThreadRuntime()
+        if self.is_async:
+            from aimemo.core.aio import TaskRuntime, unless_cancelled  # asyncio is imported only where it is used
+
+            self.runtime = TaskRuntime()
+            self._wait = unless_cancelled
         self._is_task_cluster = self.is_async and hasattr(client, "nodes_manager")
 
     async def ask(self, *command: Any) -> Any:
@@ -63,7 +68,7 @@ class Borrowed:
             for command in commands:
                 pipe.execute_command(*command)
             replies = pipe.execute()
-            return list(await replies if self.is_async else replies)
+            return list(await self._wait(replies) if self.is_async else replies)
         except AnyError as error:
             raise InfrastructureError(f"Redis did not do {commands[0][0]}: {type(error).__name__}") from error
 
@@ -71,15 +76,7 @@ class Borrowed:
         if self._is_task_cluster:  # commands that come while it finds its nodes would lose their connections
             await self.client.initialize()
         reply = self.client.execute_command(*command)
-        return await reply if self.is_async else reply
-
-
-def _runtime(is_async: bool) -> Runtime:
-    if not is_async:
-        return ThreadRuntime()
-    from aimemo.core.aio import TaskRuntime  # asyncio is imported only where it is used
-
-    return TaskRuntime()
+        return await self._wait(reply) if self.is_async else reply
 
 
 class HasClient(Protocol):
@@ -111,6 +108,14 @@ def text_of(reply: Any) -> str | None:
 
 
 def tagged(kind: str, name: str) -> str:
-    """The name of a key whose hash tag is `name`: all keys that begin with it are in one slot of a cluster."""
+    """The name of a key whose hash tag is `name`: all keys that begin with it are in one slot of a cluster.
+
+    Raises:
+        ValidationError: for half a surrogate pair, which no server takes.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValidationError(f"{kind}: a name must be text that UTF-8 can hold", {kind: "surrogate"}) from error
     safe = name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
     return f"aimemo:{kind}:{{{safe}}}"

@@ -7,6 +7,8 @@ import statistics
 from collections import Counter, deque
 from typing import Any, Final
 
+from aimemo.core.runtime import fork_safe_lock
+
 RECENT: Final = 1000
 """How many of the latest durations of each kind the averages are made of."""
 
@@ -43,6 +45,7 @@ class CachePerformanceMonitor:
     """
 
     def __init__(self) -> None:
+        self._lock = fork_safe_lock()
         self.reset_stats()
 
     def reset_stats(self) -> None:
@@ -74,17 +77,16 @@ class CachePerformanceMonitor:
             cache_hit: for a read, whether it was answered.
             additional_data: of a `set`, its `size_raw` and `size_stored` in bytes.
         """
-        self.total_operations += 1
-        self._operations.setdefault(operation, _Durations()).add(duration)
-        if cache_hit is not None:
-            self.cache_hits += cache_hit
-            self.cache_misses += not cache_hit
         raw, stored = ((additional_data or {}).get(name) for name in ("size_raw", "size_stored"))
-        if raw and stored:
-            self._bytes["raw"] += raw
-            self._bytes["stored"] += stored
-            self._entries["entries"] += 1
-            self._entries["compressed"] += stored < raw
+        with self._lock:
+            self.total_operations += 1
+            self._operations.setdefault(operation, _Durations()).add(duration)
+            if cache_hit is not None:
+                self.cache_hits += cache_hit
+                self.cache_misses += not cache_hit
+            if raw and stored:
+                self._bytes.update(raw=raw, stored=stored)
+                self._entries.update(entries=1, compressed=int(stored < raw))
 
     def record_key_generation_time(
         self, duration: float, text_length: int = 0, operation_type: str = "",
@@ -98,13 +100,14 @@ class CachePerformanceMonitor:
         operation_context: str = "", additional_data: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """Count one invalidation, and how many entries it removed."""
-        self._invalidations["total_invalidations"] += 1  # not update(): another thread may come in between
-        self._invalidations["keys_invalidated"] += keys_invalidated
-        self._invalidations[f"by_{invalidation_type}"] += 1
+        counted = {"total_invalidations": 1, "keys_invalidated": keys_invalidated, f"by_{invalidation_type}": 1}
+        with self._lock:
+            self._invalidations.update(counted)
 
     def record_eviction(self, count: int = 1) -> None:
         """Count entries that had to leave memory for others."""
-        self._entries["evicted"] += count
+        with self._lock:
+            self._entries["evicted"] += count
 
     def get_performance_stats(self) -> dict[str, Any]:
         """Plain data, ready for JSON. Sections without data are left out."""

@@ -13,15 +13,17 @@ if #ARGV > 2 then
   now = redis.sha1hex(table.concat(values, '/'))
 end
 local holder = redis.call('GET', KEYS[1])
-if holder == ARGV[1] .. now then -- asked again, because the reply was lost
+local last = tonumber(redis.call('GET', KEYS[2]) or false)
+local is_ours = holder == ARGV[1] .. now
+if is_ours and last then -- asked again, because the reply was lost
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  return { tonumber(redis.call('GET', KEYS[2])), holder }
+  return { last, holder }
 end
-if holder and (holder == '-' or now == '' or string.sub(holder, -#now) == now) then
+if holder and not is_ours and (holder == '-' or now == '' or string.sub(holder, -#now) == now) then
   return { 0, holder }
 end
 local time = redis.call('TIME')
-local fence = math.max((tonumber(redis.call('GET', KEYS[2])) or 0) + 1, time[1] * 1000000 + time[2])
-redis.call('SET', KEYS[2], string.format('%.0f', fence))
+local fence = math.max((last or 0) + 1, time[1] * 1000000 + time[2])
+redis.call('SET', KEYS[2], string.format('%.0f', fence), 'EX', 86400)
 redis.call('SET', KEYS[1], ARGV[1] .. now, 'PX', ARGV[2])
 return { fence, ARGV[1] .. now }
