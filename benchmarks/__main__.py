@@ -110,6 +110,7 @@ def main() -> int:
         print(f"left out: {name} ({reason})")
     if args.json:
         figures = [{"title": table.title, "unit": table.unit, "values": table.values} for table in tables]
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"machine": machine(), "tables": figures}, indent=2) + "\n")
     if args.write:
         args.write.write_text(document(tables))

@@ -18,6 +18,7 @@ from aimemo.management import problems
 from aimemo.management.api import PREFIX, create_app
 from aimemo.setup import config
 from aimemo.setup.presets import PRESETS
+from tests.kit.redis_caches import shared
 from tests.kit.servers import Server
 
 KEYS = ["first-key", "zweiter-schlüssel"]
@@ -72,6 +73,18 @@ async def test_an_invalidation_is_gone_for_readers_and_counted(client: httpx.Asy
     assert await cache.get("other") == 1
     stats = (await client.get("/invalidation-stats")).json()
     assert stats == {"total_invalidations": 1, "keys_invalidated": 3, "by_kind": {"glob": 1}}
+
+
+async def test_an_invalidation_is_gone_for_the_readers_of_another_process() -> None:
+    here, there = (GenericRedisCache(shared("server").url, namespace="api", deadline=5) for _ in range(2))
+    async with client_of(here) as client, there:
+        await here.set("key", 1)
+        assert await there.get("key") == 1
+        await client.post("/invalidate", params={"pattern": "key"}, headers=KEY)
+        async with asyncio.timeout(5):
+            while there.l1_cache.memoizer.tiers.store.entries():
+                await asyncio.sleep(0.001)
+        assert await there.get("key") is None
 
 
 @pytest.mark.parametrize("by", ["operation", "tag"])

@@ -12,11 +12,12 @@ import functools
 import pathlib
 import re
 import threading
+import typing
 import unicodedata
 import uuid
 import zoneinfo
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pydantic
@@ -48,6 +49,16 @@ class Model(pydantic.BaseModel, extra="allow"):
     _seed: int = 0
 
 
+class EndlessKey:
+    def __cache_key__(self) -> Any:
+        return self.__cache_key__()
+
+
+class FailingKey:
+    def __cache_key__(self) -> Any:
+        raise ValueError("a secret")
+
+
 class OwnKey:
     def __init__(self, key: Any) -> None:
         self.key = key
@@ -69,6 +80,14 @@ def with_items(value: Any, **items: Any) -> Any:
 
 def schema(**fields: Any) -> type[pydantic.BaseModel]:
     return pydantic.create_model("Answer", **fields)
+
+
+def typed_dict(**fields: Any) -> Any:
+    return TypedDict("Answer", fields)  # type: ignore[operator]
+
+
+def named_tuple(**fields: Any) -> Any:
+    return NamedTuple("Answer", list(fields.items()))  # type: ignore[misc]
 
 
 def capturing(captured: Any, default: Any = 0) -> Callable[..., Any]:
@@ -111,6 +130,8 @@ DIFFERENT: dict[str, list[Any]] = {
     "dataclasses": [Point(1), Point(True), Point(2), Point(1, 1), Vector(1), {"x": 1, "y": 0}, Point, Vector],
     "models": [Model(), Model(name="n"), Model(extra=1), Model(extra=1.0), with_attributes(Model(), _seed=1), Model],
     "schemas": [schema(a=(int, 0)), schema(a=(str, "")), schema(b=(int, 0)), schema(a=(int, 1)), schema(a=(int, ...))],
+    "typed dicts": [typed_dict(), typed_dict(a=int), typed_dict(a=str), typed_dict(b=int)],
+    "named tuples": [named_tuple(), named_tuple(a=int), named_tuple(a=str), named_tuple(b=int)],
     "dtypes": [*(np.zeros(4, dtype) for dtype in ("<i4", ">i4", "<f4", "<i8", "M8[s]", "M8[ms]")), [0] * 4],
     "shapes": [np.zeros(4), np.zeros((2, 2)), np.zeros((4, 1)), np.zeros((0, 4)), np.zeros((4, 0)), np.float64(0)],
     "array contents": [np.array(["a"]), np.array(["b"]), np.array([b"a"]), np.array([1]), np.array([2])],
@@ -132,6 +153,7 @@ SAME: dict[str, tuple[Any, Any]] = {
     "equal dataclasses": (Point(1, [2]), Point(1, [2])),
     "equal models": (Model(name="a", extra=1), Model(extra=1, name="a")),
     "equal schemas": (schema(a=(int, 0)), schema(a=(int, 0))),
+    "one schema twice": ([Model, Model], [Model, Model]),
     "order in memory": (np.array([[1, 2], [3, 4]], order="F"), np.array([[1, 2], [3, 4]], order="C")),
     "strided arrays": (np.arange(10)[::2], np.array([0, 2, 4, 6, 8])),
     "equal settings": (capturing("a"), capturing("a")),
@@ -257,6 +279,10 @@ UNKEYABLE: dict[str, Callable[[], Any]] = {
     "module": lambda: re,
     "masked array": lambda: np.ma.array([1, 2], mask=[0, 1]),
     "array of objects": lambda: np.array([object()]),
+    "method of a list": lambda: [].append,
+    "class without a schema": lambda: schema(a=(Callable[[], int], ...)),
+    "instance of a class of typing": typing.IO,
+    "own key without an end": EndlessKey,
     "list holding itself": lambda: holding_itself([], lambda made: made.append(made)),
     "dict holding itself": lambda: holding_itself({}, lambda made: made.update(a=made)),
     "dataclass holding itself": lambda: holding_itself(Point(1), lambda made: setattr(made, "x", made)),
@@ -273,6 +299,13 @@ def test_what_has_no_form_raises_and_names_its_parameter(make: Callable[[], Any]
     with pytest.raises(UnkeyableParameter) as caught:
         canonical_arguments(("fine", "bad"), (1, value))
     assert caught.value.parameter == "bad"
+
+
+def test_an_own_key_that_fails_names_its_parameter_and_the_error_but_not_its_text() -> None:
+    with pytest.raises(UnkeyableParameter, match="ValueError") as caught:
+        canonical_arguments(("fine", "bad"), (1, FailingKey()))
+    assert caught.value.parameter == "bad"
+    assert "secret" not in str(caught.value)
 
 
 def test_a_hundred_levels_are_not_too_deep_and_each_counts() -> None:

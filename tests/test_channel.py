@@ -20,31 +20,12 @@ from redis.retry import Retry
 
 from aimemo import Channel, CodecError, InfrastructureError, ValidationError
 from aimemo.coordination import channel as channel_module
-from tests.kit.clients import KINDS, client_of, close, done
+from tests.kit.clients import client_of, close, done
 from tests.kit.looking import until
 from tests.kit.redis_caches import shared
 from tests.kit.servers import HOST, Server, free_port, wait_until
 
 pytestmark = [pytest.mark.redis, pytest.mark.integration]
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def client(kind: str) -> AsyncIterator[Any]:
-    made = client_of(kind)
-    yield made
-    await close(made)
-
-
-@pytest.fixture
-def name() -> str:
-    return f"channel {next(_numbers)}"
 
 
 @contextlib.asynccontextmanager

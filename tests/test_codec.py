@@ -10,6 +10,7 @@ import decimal
 import enum
 import functools
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 
 from aimemo import AimemoWarning, Cache, CodecError, cached_ai_call
 from aimemo.core.codec import pack, unpacker
+from aimemo.core.objects import namedtuple_state, restore_namedtuple
 from aimemo.core.types import TypeResolver
 
 T = TypeVar("T")
@@ -294,6 +296,7 @@ UNFIT: dict[str, Any] = {
     "dict subclass": collections.OrderedDict(a=1), "deque": collections.deque([1]), "range": range(3),
     "objects": np.array([object()]), "records": np.zeros(1, [("a", int)]), "masked": np.ma.array([1]),
     "strings": np.array(["a"], np.dtypes.StringDType()), "dataclass": Unregistered(), "model": UnregisteredModel(),
+    "time of a named zone": dt.time(9, tzinfo=BERLIN),
 }  # fmt: skip
 INSIDE: dict[str, Callable[[Any], Any]] = {
     "bare": lambda v: v, "list": lambda v: [[v]], "dict": lambda v: {"a": v}, "tuple": lambda v: (v,),
@@ -320,6 +323,56 @@ def test_an_unfit_key_or_member_is_refused(unfit: Any, wrap: Callable[[Any], Any
 def test_the_error_for_an_unregistered_class_names_the_remedy(unfit: Any) -> None:
     with pytest.raises(CodecError, match="register_type"):
         pack(unfit, TypeResolver())
+
+
+def test_the_error_for_a_coroutine_names_the_remedy() -> None:
+    async def ask() -> None: ...
+
+    body = ask()
+    with pytest.raises(CodecError, match="async def"):
+        pack(body, TypeResolver())
+    body.close()
+
+
+class Noted(Pair):
+    """A named tuple whose objects can have attributes."""
+
+
+def test_a_named_tuple_with_attributes_besides_its_fields_is_refused() -> None:
+    value, types = Noted(1, [2]), TypeResolver([Noted])
+    assert unpacker(types)(pack(value, types)) == value
+    value.note = "lost"  # type: ignore[attr-defined]
+    with pytest.raises(CodecError, match="besides its fields"):
+        pack(value, types)
+
+
+@pytest.mark.parametrize("values", [[], [1], [1, [2], 3]])
+def test_a_stored_named_tuple_of_another_length_is_refused(values: list[Any]) -> None:
+    signature, fields = namedtuple_state(Pair(1, [2]))
+    assert restore_namedtuple(Pair, signature, fields) == Pair(1, [2])
+    with pytest.raises(CodecError, match="have changed"):
+        restore_namedtuple(Pair, signature, values)
+
+
+def test_a_stored_array_does_not_import_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack(np.zeros(3), TypeResolver())
+    monkeypatch.delitem(sys.modules, "numpy")
+    with pytest.raises(CodecError, match="not loaded"):
+        unpacker(TypeResolver())(packed)
+    assert "numpy" not in sys.modules
+
+
+@dataclasses.dataclass
+class Lazy:
+    x: int = dataclasses.field(init=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def test_an_object_whose_attributes_have_no_end_is_refused() -> None:
+    with pytest.raises(CodecError):
+        pack(Lazy(), TypeResolver([Lazy]))
 
 
 def self_holding() -> Iterator[Any]:

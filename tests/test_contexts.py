@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import aimemo
-from aimemo import MISSING, Cache, CacheStats, InMemoryCache, SQLiteCache, cached_ai_call
+from aimemo import MISSING, AimemoWarning, Cache, CacheStats, InMemoryCache, SQLiteCache, cached_ai_call
 from tests.kit.clock import Clock
 from tests.kit.looking import followers, nearest_tier, until
 
@@ -275,6 +275,15 @@ async def test_a_store_if_that_fails_keeps_nothing_and_harms_nobody(remember: Re
     ask = remember(store_if=lambda answer: answer[7])
     assert [await settled(ask("q")) for _ in range(2)] == [[1], [2]]
     assert cache.stats().errors == 2
+
+
+async def test_facts_that_fail_count_nothing_and_harm_nobody(remember: Remember, cache: Cache) -> None:
+    ask = remember(facts=lambda answer: answer[7])
+    with pytest.warns(AimemoWarning, match="IndexError"):
+        assert await settled(ask("q")) == [1]
+    assert await settled(ask("q")) == [1]
+    stats = cache.stats()
+    assert (stats.errors, stats.sets, stats.hits, stats.tokens_saved) == (1, 1, 1, 0)
 
 
 async def test_skip_if_calls_through(remember: Remember, cache: Cache) -> None:

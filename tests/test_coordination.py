@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,26 +18,7 @@ from aimemo import (
     RateLimiter,
     RedisLock,
 )
-from tests.kit.clients import KINDS, client_of, close, done, in_parallel
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def client(kind: str) -> AsyncIterator[Any]:
-    made = client_of(kind)
-    yield made
-    await close(made)
-
-
-@pytest.fixture
-def name() -> str:
-    return f"name {next(_numbers)}"
+from tests.kit.clients import done, in_parallel
 
 
 async def test_the_cache_service_keeps_json(client: Any, name: str) -> None:

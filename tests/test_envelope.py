@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimemo import CodecError, SQLiteCache, cached_ai_call
+from aimemo.core import opened
 from aimemo.core.codec import pack, unpacker
-from aimemo.core.envelope import DamagedEntry, Envelope, seal, unseal
+from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, Head, read_head, seal, unseal
 from aimemo.core.types import TypeResolver
 from tests.kit.clock import Clock
 
@@ -51,6 +52,49 @@ def forged(blob: bytes, payload: bytes, *, flags: int = 0, raw_length: int | Non
 @pytest.mark.parametrize("threshold", [0, 1000, 1 << 30])
 def test_what_was_sealed_is_unsealed(payload: bytes, threshold: int) -> None:
     assert unseal(sealed(payload, threshold), MARK) == Envelope(1.0, 2.0, float("inf"), 0.5, FACTS, TAGS, payload)
+
+
+def with_field(blob: bytes, at: int, value: Any) -> bytes:
+    """An envelope with one field of its head exchanged, and a checksum that is right."""
+    head = list(HEAD.unpack_from(blob))
+    head[at] = value
+    body = HEAD.pack(*head) + blob[HEAD.size : -8]
+    return body + xxhash.xxh3_64_digest(body)
+
+
+UNKNOWN = {"flags": (2, 2), "codec": (8, 2), "dictionary": (9, 1), "facts length": (11, 1 << 20)}
+
+
+@pytest.mark.parametrize(("at", "value"), UNKNOWN.values(), ids=UNKNOWN)
+def test_what_only_a_later_version_could_have_written_is_an_unknown_format(at: int, value: int) -> None:
+    with pytest.raises(DamagedEntry) as caught:
+        unseal(with_field(sealed(SMALL), at, value), MARK)
+    assert caught.value.reason == "unknown_format"
+
+
+def test_the_head_alone_tells_times_and_size() -> None:
+    for payload in (SMALL, LARGE):
+        assert read_head(sealed(payload)[:HEAD_SIZE], MARK) == Head(1.0, 2.0, float("inf"), 0.5, len(payload))
+
+
+NO_HEADS: dict[str, bytes] = {
+    "nothing": b"", "cut": sealed(SMALL)[: HEAD_SIZE - 1], "magic": with_field(sealed(SMALL), 0, b"xx"),
+    "version": with_field(sealed(SMALL), 1, 2), "fingerprint": with_field(sealed(SMALL), 3, bytes(16)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", NO_HEADS.values(), ids=NO_HEADS)
+def test_what_is_no_head_of_this_key_is_none(data: bytes) -> None:
+    assert read_head(data, MARK) is None
+
+
+def test_what_was_opened_lately_is_remembered_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened, "MAX_REMEMBERED", 3)
+    lately, envelope = opened.LatelyOpened(), unseal(sealed(SMALL), MARK)
+    for at in range(10):
+        assert [lately.open(str(at), None, sealed(SMALL), MARK) for _ in range(2)] == [envelope] * 2
+        assert str(at) in lately
+        assert len(lately) <= 3
 
 
 @pytest.mark.parametrize("payload", [SMALL, LARGE], ids=["raw", "compressed"])

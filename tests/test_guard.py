@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -90,8 +92,12 @@ async def test_after_five_failures_in_a_row_the_store_is_left_alone(bench: Bench
     assert len(bench.store.asked) == len(bench.reports) == FAILURES_TO_OPEN == 5
 
 
+@pytest.mark.parametrize("reads_inline", [False, True])
 @pytest.mark.parametrize("answer", ["work", "find_damage"])
-async def test_failures_with_an_answer_in_between_are_not_in_a_row(bench: Bench, answer: str) -> None:
+async def test_failures_with_an_answer_in_between_are_not_in_a_row(
+    bench: Bench, answer: str, reads_inline: bool
+) -> None:
+    bench.guard.reads_inline = reads_inline
     for _ in range(3):
         bench.fail()
         await bench.get(FAILURES_TO_OPEN - 1)
@@ -135,10 +141,13 @@ async def test_one_damaged_entry_among_many_costs_only_itself(bench: Bench) -> N
     assert [(stage, key) for stage, key, _ in bench.reports] == [("get", "bad")]
 
 
-@pytest.mark.parametrize("state", ["closed", "open", "budget spent"])
-@pytest.mark.parametrize(
+each_removal = pytest.mark.parametrize(
     "removal", [lambda g: g.delete_many(["k"]), lambda g: g.sweep(Selector("all"))], ids=["delete", "sweep"]
 )
+
+
+@pytest.mark.parametrize("state", ["closed", "open", "budget spent"])
+@each_removal
 async def test_a_removal_that_failed_always_raises(bench: Bench, removal: Callable[[Guard], Any], state: str) -> None:
     bench.fail()
     if state == "open":
@@ -151,6 +160,34 @@ async def test_a_removal_that_failed_always_raises(bench: Bench, removal: Callab
     assert isinstance(raised.value.__cause__, ConnectionError)
     bench.work()
     assert await bench.run(removal(bench.guard))
+
+
+@each_removal
+async def test_a_removal_that_met_damage_raises_but_is_not_the_stores_failure(
+    bench: Bench, removal: Callable[[Guard], Any]
+) -> None:
+    bench.find_damage()
+    for _ in range(2 * FAILURES_TO_OPEN):
+        with pytest.raises(InfrastructureError):
+            await bench.run(removal(bench.guard))
+    assert bench.guard.write_breaker.state == "closed"
+    assert len(bench.reports) == 2 * FAILURES_TO_OPEN
+
+
+def test_outside_of_a_call_there_is_no_budget_to_renew(bench: Bench) -> None:
+    bench.guard.renew_budget()
+    assert BUDGET.get() is None
+
+
+async def test_an_abandoned_read_can_be_closed_in_another_context(clock: Clock) -> None:
+    bench = Bench("tasks", clock)
+    bench.store.trouble = asyncio.Event().wait  # type: ignore[assignment]
+    body = bench.guard.get("k")
+    contextvars.copy_context().run(body.send, None)
+    body.close()
+    assert bench.store.asked == ["get"]
+    assert bench.reports == []
+    assert BUDGET.get() is None
 
 
 @pytest.mark.parametrize("world", ["tasks", "threads"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import gc
 import inspect
 import logging
@@ -17,6 +18,7 @@ from unittest.mock import AsyncMock, MagicMock
 import pytest
 
 from aimemo import Cache, CacheEvent, InMemoryCache, ValidationError, cached_ai_call, compose_callbacks
+from aimemo.core.aio import TaskRuntime
 from aimemo.core.events import GATE, KINDS, SEED_EVENTS
 from tests.kit.clock import Clock
 from tests.kit.looking import followers, nearest_tier, until
@@ -304,6 +306,25 @@ def test_deregistration_leaves_no_reference_and_no_memory_behind(cache: Cache, e
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 20_000
+
+
+class Contested(collections.deque[Any]):
+    """Another thread takes what waits between the look and the taking."""
+
+    def __bool__(self) -> bool:
+        waits = len(self) > 0
+        self.clear()
+        return waits
+
+
+async def test_what_another_thread_tells_meanwhile_is_not_told_again(cache: Cache, listen: Any) -> None:
+    told = listen("delete")
+    bus = cache.journal.bus
+    bus.pending = Contested()
+    bus.post("delete", "ask", ("event",))
+    await bus.deliver(TaskRuntime())
+    assert (told, len(bus.pending)) == ([], 0)
+    bus.pending = collections.deque()
 
 
 @pytest.mark.parametrize("event", ["", "hot", "get_successes", None])

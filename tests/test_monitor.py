@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 import threading
@@ -17,18 +16,8 @@ import pytest
 from aimemo import Cache, CachePerformanceMonitor, InMemoryCache, SQLiteCache, cached_ai_call
 from aimemo.core.events import GATE
 from tests.kit.clock import Clock
-from tests.kit.servers import wait_until
 
 ALWAYS = {"timestamp", "cache_hit_rate", "total_cache_operations", "cache_hits", "cache_misses"}
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_caches() -> Iterator[None]:
-    """Caches with a monitor close the gate until they are collected."""
-    before = len(GATE)
-    yield
-    if len(GATE) > before:
-        wait_until(lambda: gc.collect() >= 0 and len(GATE) <= before, "the caches with a monitor are gone")
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
+import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,50 +15,18 @@ import redis
 import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.asyncio.retry import Retry as TaskRetry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from aimemo import InMemoryCache, RateLimitedError, RateLimiter, ValidationError, cached_ai_call, rate_limited
 from aimemo.core.events import CacheEvent
-from tests.kit.clients import KINDS, client_of, close, done, in_parallel
+from tests.kit.clients import client_at, client_of, done, in_parallel
 from tests.kit.lossy import LossyProxy
 from tests.kit.redis_caches import shared
-from tests.kit.servers import HOST, Server, free_port
+from tests.kit.servers import Server, free_port
 from tests.kit.service_worker import ServiceWorker
 
 pytestmark = [pytest.mark.redis, pytest.mark.integration]
 
 WORLDS = ["sync", "asyncio"]
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def client(kind: str) -> AsyncIterator[Any]:
-    made = client_of(kind)
-    yield made
-    await close(made)
-
-
-@pytest.fixture
-def name() -> str:
-    return f"user {next(_numbers)}"
-
-
-@contextlib.asynccontextmanager
-async def client_at(world: str, port: int, retries: int | None = 0) -> AsyncIterator[Any]:
-    """A client whose own retries are as the redis package has them (None), or so many."""
-    make, retry = (redis.asyncio.Redis, TaskRetry) if world == "asyncio" else (redis.Redis, Retry)
-    made = make(host=HOST, port=port, **({} if retries is None else {"retry": retry(NoBackoff(), retries)}))
-    yield made
-    await close(made)
-
 
 _ZADD = re.compile(rb"ZADD\r\n\$\d+\r\n[^\r]+\r\n\$\d+\r\n(\d+)\r\n\$\d+\r\n(\d+):")
 
@@ -111,7 +78,7 @@ def test_eight_processes_with_skewed_clocks_are_never_over_the_limit(
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 0, 1, 2, 5, 9])), max_size=25))
 def test_the_limiter_does_as_a_simple_model(steps: list[tuple[int, int]]) -> None:
     """Times are the server's: a refusal is right at the beginning of a call, an admission at its own moment."""
-    limit, window, who = 5, 10_000, f"model {next(_numbers)}"
+    limit, window, who = 5, 10_000, f"model {secrets.token_hex(8)}"
     model: list[tuple[int, int]] = []
 
     def load(at: int) -> int:
@@ -220,13 +187,14 @@ async def test_retry_after_is_when_there_is_room(client: Any, name: str) -> None
 
 
 async def test_acquire_waits_for_room_and_no_longer_than_its_deadline(client: Any, name: str) -> None:
-    limiter = RateLimiter(client, 1, 0.2)
+    limiter = RateLimiter(client, 1, 0.4)
+    await done(limiter.check(name))
     started = time.monotonic()
     assert await done(limiter.acquire(name))
     assert not await done(limiter.acquire(name, deadline=0.05))
-    assert time.monotonic() - started < 0.15, "what cannot be in time is not waited for"
-    assert await done(limiter.acquire(name, deadline=1))
-    assert 0.2 <= time.monotonic() - started < 0.35
+    assert time.monotonic() - started < 0.4, "what cannot be in time is not waited for"
+    assert await done(limiter.acquire(name, deadline=5))
+    assert 0.4 <= time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("kind", WORLDS)

@@ -8,19 +8,15 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry as TaskRetry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from aimemo import ConfigurationError, InfrastructureError, RedisLock, ValidationError
-from tests.kit.clients import KINDS, client_of, close, done
+from tests.kit.clients import client_at, client_of, done
 from tests.kit.looking import until
 from tests.kit.lossy import LossyProxy
 from tests.kit.redis_caches import shared
@@ -30,34 +26,6 @@ from tests.kit.service_worker import ServiceWorker
 pytestmark = [pytest.mark.redis, pytest.mark.integration]
 
 WORLDS = ["sync", "asyncio"]
-
-_numbers = itertools.count()
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-async def client(kind: str) -> AsyncIterator[Any]:
-    made = client_of(kind)
-    yield made
-    await close(made)
-
-
-@pytest.fixture
-def name() -> str:
-    return f"lock {next(_numbers)}"
-
-
-@contextlib.asynccontextmanager
-async def client_at(world: str, port: int, retries: int | None = 0) -> AsyncIterator[Any]:
-    """A client whose own retries are as the redis package has them (None), or so many."""
-    make, retry = (redis.asyncio.Redis, TaskRetry) if world == "asyncio" else (redis.Redis, Retry)
-    made = make(host=HOST, port=port, **({} if retries is None else {"retry": retry(NoBackoff(), retries)}))
-    yield made
-    await close(made)
 
 
 def left(name: str) -> int:

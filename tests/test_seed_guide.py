@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock, patch
 
@@ -23,21 +23,11 @@ from aimemo import (
     ValidationError,
     compose_callbacks,
 )
-from aimemo.core.events import GATE
 from tests.kit.clock import Clock
 from tests.kit.redis_caches import redis_cache, shared
-from tests.kit.servers import Server, wait_until
+from tests.kit.servers import Server
 
 NOWHERE = "redis://nonexistent.invalid:6379"
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_caches() -> Iterator[None]:
-    """The factory's caches have a monitor, which closes the gate until they are collected."""
-    before = len(GATE)
-    yield
-    if len(GATE) > before:
-        wait_until(lambda: gc.collect() >= 0 and len(GATE) <= before, "the caches with a monitor are gone")
 
 
 @pytest.fixture

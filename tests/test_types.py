@@ -72,6 +72,7 @@ ANNOTATED: dict[str, tuple[Any, Any]] = {
     "generic of union": (Page[Box | None], Page[Box | None](items=[BOX])),
     "generic of any": (Page[Any], Page[Any](items=[BOX.size])),
     "generic of literal": (Page[Literal["a"]], Page[Literal["a"]](items=["a"])),
+    "generic of list": (Page[list[Box]], Page[list[Box]](items=[[BOX]])),
     "generic of generic": (Page[Page[Box]], Page[Page[Box]](items=[Page[Box](items=[BOX])])),
     "generic bare": (Page, Page(items=[1])),
     "generic in field": (Shelf, Shelf(page=Page[Crate](items=[Crate({})]))),
@@ -145,6 +146,20 @@ def test_a_class_registered_again_replaces_the_former(cache: Cache) -> None:
         again = register_type(dataclasses.make_dataclass("Again", ["x"]))
         cache.blocking.set("key", [again(size)])
         assert cache.blocking.get("key") == [again(size)]
+
+
+async def test_an_answer_of_a_class_registered_anew_with_other_fields_is_a_counted_miss(cache: Cache) -> None:
+    before = register_type(dataclasses.make_dataclass("Renewed", ["x"]))
+    await cache.set("key", [before(1)])
+    register_type(dataclasses.make_dataclass("Renewed", ["y"]))
+    assert await cache.get("key", "nothing") == "nothing"
+    assert cache.stats().errors >= 1
+
+
+def test_a_generic_of_what_is_no_class_is_refused() -> None:
+    noted = Page[Annotated[int, "note"]]
+    with pytest.raises(CodecError, match="type argument"):
+        pack(noted(items=[1]), TypeResolver([Page, noted]))
 
 
 @pytest.mark.parametrize("unfit", [object, type("Plain", (), {}), dict, 5, Box(1)])
@@ -259,7 +274,8 @@ class BrokenZone(dt.tzinfo):
 UNRESTORABLE: dict[str, tuple[Any, str]] = {
     "unregistered class": (Box(1), "register_type"),
     "plain object": ([object()], "dataclass"),
-    "fails while it is packed": (dt.datetime(2024, 1, 1, tzinfo=BrokenZone()), "not kept"),
+    "datetime in a zone of one's own": (dt.datetime(2024, 1, 1, tzinfo=BrokenZone()), "zoneinfo"),
+    "fails while it is packed": (dt.time(9, tzinfo=BrokenZone()), "RuntimeError"),
 }
 
 
@@ -286,6 +302,21 @@ async def test_an_answer_that_could_not_be_restored_goes_out_and_is_not_kept(
     assert len(caught) == 1
     assert [(event.operation, event.reason) for event in events] == [("op", "not_storable")]
     assert cache.stats().sets == 0
+
+
+def test_nobody_is_warned_of_an_unrestorable_answer_that_was_not_to_be_kept(cache: Cache) -> None:
+    events: list[Any] = []
+    cache.on("not_kept", events.append)
+
+    @cached_ai_call(operation="op", cache=cache, store_if=lambda answer: False)
+    def ask(text: str) -> Any:
+        return Box(1)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert ask("q") == Box(1)
+    assert caught == []
+    assert [event.reason for event in events] == ["not_storable"]
 
 
 @pytest.mark.parametrize("action", ["error", "ignore", "default"])

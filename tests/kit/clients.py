@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+from collections.abc import AsyncIterator
 from typing import Any
 
 import redis
 import redis.asyncio
 from redis.asyncio.cluster import RedisCluster as TaskCluster
+from redis.asyncio.retry import Retry as TaskRetry
+from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
+from redis.retry import Retry
 
 from tests.kit.redis_caches import shared
 from tests.kit.servers import HOST
@@ -35,6 +40,15 @@ async def done(result: Any) -> Any:
 
 async def close(client: Any) -> None:
     await done(client.aclose() if hasattr(client, "aclose") else client.close())
+
+
+@contextlib.asynccontextmanager
+async def client_at(world: str, port: int, retries: int | None = 0) -> AsyncIterator[Any]:
+    """A client whose own retries are as the redis package has them (None), or so many."""
+    make, retry = (redis.asyncio.Redis, TaskRetry) if world == "asyncio" else (redis.Redis, Retry)
+    made = make(host=HOST, port=port, **({} if retries is None else {"retry": retry(NoBackoff(), retries)}))
+    yield made
+    await close(made)
 
 
 async def in_parallel(kind: str, *calls: Any) -> list[Any]:
