@@ -35,6 +35,8 @@ async def test_a_flight_whose_loop_is_closed_leaves_its_followers_without_a_land
     flight.home = asyncio.new_event_loop()
     flight.home.close()
     assert await asyncio.wait_for(flights.landing(flight, runtime), 1) is None
+    flights.land(flight, Landing(Answer("too late")))
+    assert (flight.landing, flights.landings) == (None, 1)
     assert join(flights, "key", runtime)[1]
 
 

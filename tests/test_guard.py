@@ -200,3 +200,29 @@ async def test_a_strict_guard_raises_the_fault_with_its_cause(
     with pytest.raises(InfrastructureError) as raised:
         await bench.run(ask(bench.guard))
     assert isinstance(raised.value.__cause__, ConnectionError)
+
+
+async def test_one_fault_that_many_waited_for_counts_once(bench: Bench) -> None:
+    error = ConnectionError("down")
+    for _ in range(2 * FAILURES_TO_OPEN):
+        bench.breaker.failed(error)
+    assert bench.breaker.failures == 1
+
+
+@pytest.mark.parametrize("world", ["tasks", "threads"])
+@pytest.mark.parametrize(
+    "ask", [lambda g: g.get_many(["k"]), lambda g: g.ticket("k", "qa", ()), lambda g: g.set("k", ENTRY)]
+)
+async def test_a_strict_guard_says_that_the_store_is_left_alone_and_why(
+    world: str, ask: Callable[[Guard], Any], clock: Clock
+) -> None:
+    bench = Bench(world, clock, strict=True)
+    bench.fail()
+    for _ in range(FAILURES_TO_OPEN):
+        with pytest.raises(InfrastructureError):
+            await bench.get()
+    bench.store.asked.clear()
+    with pytest.raises(InfrastructureError, match="left alone") as raised:
+        await bench.run(ask(bench.guard))
+    assert isinstance(raised.value.__cause__, ConnectionError)
+    assert bench.store.asked == []

@@ -308,6 +308,17 @@ def test_deregistration_leaves_no_reference_and_no_memory_behind(cache: Cache, e
     assert grown < 20_000
 
 
+async def test_a_hook_is_not_told_of_what_it_does_with_the_cache_itself(cache: Cache, listen: Any) -> None:
+    async def delete_again(event: CacheEvent) -> None:
+        told.append(event)
+        await cache.delete("key")
+
+    told: list[CacheEvent] = []
+    listen("delete", delete_again)
+    await cache.delete("key")
+    assert len(told) == 1
+
+
 class Contested(collections.deque[Any]):
     """Another thread takes what waits between the look and the taking."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aimemo.core.aio import TaskRuntime
+from aimemo.core.aio import TaskRuntime, unless_cancelled
 from aimemo.core.runtime import Answer, Failure, Runtime, ThreadRuntime, drive
 from tests.kit.looking import until
 
@@ -79,6 +79,69 @@ def test_a_body_that_suspends_among_threads_is_closed_and_named() -> None:
             closed.append(True)
 
     closed: list[bool] = []
+    suspended = body()
     with pytest.raises(RuntimeError, match="suspended in the blocking world"):
-        drive(body())
+        drive(suspended)
     assert closed == [True]
+
+
+async def swallowed(answer: str) -> str:
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+    return answer
+
+
+async def test_a_cancellation_that_a_client_swallowed_is_not_lost() -> None:
+    task = asyncio.create_task(unless_cancelled(swallowed("answer")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await unless_cancelled(swallowed("answer")) == "answer"
+
+
+async def test_a_cancellation_before_the_asking_does_not_count() -> None:
+    async def ask_again() -> str:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            return await unless_cancelled(swallowed("answer"))
+        return "not cancelled"
+
+    task = asyncio.create_task(ask_again())
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await task == "answer"
+
+
+async def numbered(number: int) -> int:
+    if number < 0:
+        raise ValueError("negative")
+    await asyncio.sleep(0) if number > 9 else None
+    return number
+
+
+async def test_bodies_run_together_answer_in_their_order_and_the_first_error_ends_all(world: Runtime) -> None:
+    assert await world.together(numbered(1)) == [1]
+    assert await world.together(*map(numbered, (3, 1, 2))) == [3, 1, 2]
+    bodies = [numbered(1), numbered(-1), numbered(10)]
+    with pytest.raises(ValueError, match="negative"):
+        await world.together(*bodies)
+    await asyncio.sleep(0.001)
+    assert [body.cr_frame for body in bodies] == [None] * 3
+
+
+async def test_waiting_at_most_so_long_ends_without_an_error(world: Runtime) -> None:
+    await world.wait_at_most(0.001, world.waiter())
+    woken = world.waiter()
+    woken.wake()
+    await asyncio.wait_for(world.wait_at_most(60, woken), 1)
+
+
+def test_waking_those_who_waited_on_a_loop_that_is_closed_harms_nobody() -> None:
+    async def waiter() -> Any:
+        return TaskRuntime().waiter()
+
+    asyncio.run(waiter()).wake()

@@ -74,8 +74,6 @@ class Hook:
     is_busy: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS and self.kind not in SEED_EVENTS:
-            raise ValidationError(f"unknown event {self.kind!r}; events are {', '.join((*KINDS, *SEED_EVENTS))}")
         if not callable(self.function):
             raise ValidationError(f"the hook for {self.kind!r} must be callable, not {type(self.function).__name__}")
 
@@ -94,7 +92,7 @@ class EventBus:
         """Register a hook.
 
         Raises:
-            ValidationError: for an unknown kind of event or something that cannot be called.
+            ValidationError: for something that cannot be called.
         """
         hook = Hook(kind, function)
         self._hooks[kind] = (*self._hooks.get(kind, ()), hook)

@@ -81,7 +81,7 @@ class Journal:
             case "miss":
                 tally.misses += 1
                 return
-            case "bypass" | "refresh":
+            case _:  # bypass, refresh
                 return
         if entry is not None:
             tally.save(entry)
