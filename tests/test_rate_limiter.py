@@ -97,7 +97,7 @@ def test_the_limiter_does_as_a_simple_model(steps: list[tuple[int, int]]) -> Non
             if limiter.is_allowed(who, weight):
                 latest = now()
                 newest = client.zrange(key, -1, -1, withscores=True)
-                at = int(newest[0][1]) if newest else latest
+                at = int(newest[0][1]) if newest else earliest  # it has ended meanwhile
                 assert earliest <= at <= latest
                 model.append((at, weight))
                 assert load(at) <= limit
