@@ -63,6 +63,10 @@ def text_of(table: Table) -> str:
     return "\n".join(lines)
 
 
+def _times(value: float, other: float) -> str:
+    return f"{value / other:.2f}" if other else "-"
+
+
 def document(tables: list[Table]) -> str:
     """All tables in Markdown, with the goals first."""
     goals = [(table.title, *verdict) for table in tables for verdict in table.verdicts()]
@@ -87,7 +91,7 @@ def document(tables: list[Table]) -> str:
         lines += [f"### {table.title}", "", f"| | {table.unit} | spread | aimemo is |", "|---|---|---|---|"]
         for name, value in table.values.items():
             spread = f"{table.spreads[name]:.0%}" if name in table.spreads else ""
-            lines.append(f"| {name} | {value:,.4g} | {spread} | {table.values['aimemo'] / value:.2f} x |")
+            lines.append(f"| {name} | {value:,.4g} | {spread} | {_times(table.values['aimemo'], value)} x |")
         lines.append("")
     if LEFT_OUT:
         lines += [f"Left out: {', '.join(sorted(LEFT_OUT))} (not installed, or not able to).", ""]
