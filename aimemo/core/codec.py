@@ -159,12 +159,15 @@ class _Unpacking:
             raise CodecError("stored bytes are nested too deeply")
         self.types = types
         self.depth = depth
+        self._deeper: _Unpacking | None = None
         self.unpack: Callable[[bytes], Any] = functools.partial(
             msgpack.unpackb, ext_hook=self.restore, raw=False, strict_map_key=False, unicode_errors="surrogatepass"
         )
 
     def restore(self, code: int, data: bytes) -> Any:
-        state = _Unpacking(self.types, self.depth + 1).unpack(data)
+        if self._deeper is None:
+            self._deeper = _Unpacking(self.types, self.depth + 1)
+        state = self._deeper.unpack(data)
         restore = _RESTORE.get(code)
         if restore is not None:
             return restore(state)

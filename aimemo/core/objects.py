@@ -6,9 +6,10 @@ import dataclasses
 import enum
 import functools
 import sys
+import weakref
 import zlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from aimemo.errors import CodecError
 
@@ -22,14 +23,29 @@ class _Absent:
 ABSENT: Final = _Absent()
 
 
-def _signature(fields: Mapping[str, Any]) -> int:
-    """A class whose fields have changed since a value was stored must not be given that value."""
-    return zlib.crc32("\n".join(f"{name}: {hint}" for name, hint in fields.items()).encode())
+class _Fields(NamedTuple):
+    """The names of a class's fields, and a signature of them and their types: a class whose fields have changed
+    since a value was stored must not be given that value."""
+
+    names: tuple[str, ...]
+    signature: int
+
+    def check(self, cls: type, signature: int) -> None:
+        if signature != self.signature:
+            raise CodecError(f"the fields of {cls.__qualname__} have changed")
 
 
-def _check_signature(cls: type, signature: int, fields: Mapping[str, Any]) -> None:
-    if signature != _signature(fields):
-        raise CodecError(f"the fields of {cls.__qualname__} have changed")
+_known: weakref.WeakKeyDictionary[type, tuple[Any, _Fields]] = weakref.WeakKeyDictionary()
+
+
+def _fields(cls: type, declared: tuple[Any, ...], hints: Callable[[], Mapping[str, Any]]) -> _Fields:
+    """The fields of a class, worked out anew only when what declares them is something else."""
+    known = _known.get(cls)
+    if known is None or known[0] != declared:
+        fields = hints()
+        text = "\n".join(f"{name}: {hint}" for name, hint in fields.items())
+        known = _known[cls] = (declared, _Fields(tuple(fields), zlib.crc32(text.encode())))
+    return known[1]
 
 
 def _besides(value: Any, fields: Iterable[str]) -> dict[str, Any] | None:
@@ -52,30 +68,33 @@ def restore_enum(cls: type[enum.Enum], name: str | None, value: Any) -> enum.Enu
     return member
 
 
-def _dataclass_fields(cls: Any) -> dict[str, Any]:
-    return {field.name: field.type for field in dataclasses.fields(cls)}
+def _dataclass_fields(cls: Any) -> _Fields:
+    def hints() -> dict[str, Any]:
+        return {field.name: field.type for field in dataclasses.fields(cls)}
+
+    return _fields(cls, (id(cls.__dataclass_fields__),), hints)
 
 
 def dataclass_state(value: Any) -> list[Any]:
     if isinstance(value, _CONTENTS):
         raise CodecError(f"a dataclass derived from a builtin type cannot be stored: {type(value).__qualname__}")
-    fields = _dataclass_fields(value)
-    return [_signature(fields), [getattr(value, name, ABSENT) for name in fields], _besides(value, fields)]
+    fields = _dataclass_fields(type(value))
+    return [fields.signature, [getattr(value, name, ABSENT) for name in fields.names], _besides(value, fields.names)]
 
 
 def restore_dataclass(cls: Any, signature: int, values: list[Any], others: dict[str, Any] | None) -> Any:
     fields = _dataclass_fields(cls)
-    _check_signature(cls, signature, fields)
+    fields.check(cls, signature)
     restored = object.__new__(cls)
-    for name, value in (*zip(fields, values, strict=True), *(others or {}).items()):
+    for name, value in (*zip(fields.names, values, strict=True), *(others or {}).items()):
         if value is not ABSENT:
             object.__setattr__(restored, name, value)
     return restored
 
 
-def _namedtuple_fields(cls: Any) -> dict[str, Any]:
-    hints = getattr(cls, "__annotations__", {})
-    return {name: hints.get(name) for name in cls._fields}
+def _namedtuple_fields(cls: Any) -> _Fields:
+    types = getattr(cls, "__annotations__", {})
+    return _fields(cls, (cls._fields, id(types)), lambda: {name: types.get(name) for name in cls._fields})
 
 
 def namedtuple_state(value: Any) -> list[Any]:
@@ -83,27 +102,31 @@ def namedtuple_state(value: Any) -> list[Any]:
         raise CodecError(
             f"a NamedTuple with attributes besides its fields cannot be stored: {type(value).__qualname__}"
         )
-    return [_signature(_namedtuple_fields(type(value))), list(tuple.__iter__(value))]
+    return [_namedtuple_fields(type(value)).signature, list(tuple.__iter__(value))]
 
 
 def restore_namedtuple(cls: Any, signature: int, values: list[Any]) -> Any:
     fields = _namedtuple_fields(cls)
-    _check_signature(cls, signature, fields)
-    if len(values) != len(fields):
+    fields.check(cls, signature)
+    if len(values) != len(fields.names):
         raise CodecError(f"the fields of {cls.__qualname__} have changed")
     return tuple.__new__(cls, values)
 
 
-def _pydantic_fields(cls: Any) -> dict[str, Any]:
-    return {name: field.annotation for name, field in cls.__pydantic_fields__.items()}
+def _pydantic_fields(cls: Any) -> _Fields:
+    def hints() -> dict[str, Any]:
+        return {name: field.annotation for name, field in cls.__pydantic_fields__.items()}
+
+    # A model that names others which come later is completed in place.
+    return _fields(cls, (id(cls.__pydantic_fields__), cls.__pydantic_complete__), hints)
 
 
 def pydantic_state(value: Any) -> list[Any]:
     fields = _pydantic_fields(type(value))
     return [
-        _signature(fields),
-        [value.__dict__.get(name, ABSENT) for name in fields],
-        _besides(value, fields),
+        fields.signature,
+        [value.__dict__.get(name, ABSENT) for name in fields.names],
+        _besides(value, fields.names),
         sorted(value.__pydantic_fields_set__),
         value.__pydantic_extra__,
         value.__pydantic_private__,
@@ -114,8 +137,8 @@ def restore_pydantic(
     cls: Any, signature: int, values: list[Any], others: Any, fields_set: list[str], extra: Any, private: Any
 ) -> Any:
     fields = _pydantic_fields(cls)
-    _check_signature(cls, signature, fields)
-    state = {name: item for name, item in zip(fields, values, strict=True) if item is not ABSENT}
+    fields.check(cls, signature)
+    state = {name: item for name, item in zip(fields.names, values, strict=True) if item is not ABSENT}
     restored = object.__new__(cls)
     put = object.__setattr__
     put(restored, "__dict__", {**state, **(others or {})})
