@@ -725,7 +725,7 @@ def test_numpy_comes_back_from_redis_as_it_was_and_can_be_changed(make: Make) ->
             assert (type(found), found.dtype, found.shape) == (type(array), array.dtype, array.shape)
             assert found.tobytes() == array.tobytes()
             if array.shape:
-                found.fill(found.dtype.type())
+                found.fill(np.zeros((), found.dtype)[()])
 
 
 @pytest.mark.parametrize("threshold", [0, 1000])
