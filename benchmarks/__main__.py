@@ -58,7 +58,7 @@ def text_of(table: Table) -> str:
         spread = f"{table.spreads[name]:.1%}" if name in table.spreads else ""
         goal = goals.get(name, goals.get("", "") if name == "aimemo" else "")
         lines.append(
-            f"{name:<34}{value:>14,.4g}{spread:>8}{value / floor:>9.2f}{ours / value:>10.2f}x  {goal}".rstrip()
+            f"{name:<34}{value:>14,.4g}{spread:>8}{_times(value, floor):>9}{_times(ours, value):>10}x  {goal}".rstrip()
         )
     return "\n".join(lines)
 
@@ -76,7 +76,7 @@ def document(tables: list[Table]) -> str:
         "",
         f"Written by `make bench` on {datetime.date.today()}: {machine()}.",
         "Ratios of medians of interleaved rounds; where a neighbour is better, the table says so.",
-        "On a shared machine, ratios repeat to a few per cent in process, and to ten or twenty with a server.",
+        "The spread (half of the rounds lie within it) says how noisy the machine was.",
         "",
         f"## Goals: {met} of {len(goals)} met",
         "",
