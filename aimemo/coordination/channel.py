@@ -99,8 +99,8 @@ class _Inbox:
             try:
                 if self._on_missed is not None:
                     self._on_missed()
-            except Exception:
-                log.exception("on_missed of a subscription failed")
+            except Exception as error:
+                log.warning("on_missed of a subscription failed: %s", type(error).__name__)
 
     def wake(self) -> None:
         with self._lock:

@@ -119,8 +119,8 @@ class RateLimiter:
             event = CacheEvent(kind="error", operation=self.name, reason=f"limiter_{decision}", error=cause)
             try:
                 self._on_error(event)
-            except Exception:
-                log.exception("on_error of the rate limiter %r failed", self.name)
+            except Exception as error:
+                log.warning("on_error of the rate limiter %r failed: %s", self.name, type(error).__name__)
         return RateLimit(self._admits_when_away, 0, 0.0 if self._admits_when_away else self._window / 1_000_000)
 
 
