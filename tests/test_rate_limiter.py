@@ -171,17 +171,18 @@ async def test_keys_end_with_their_window(client: Any, name: str) -> None:
     assert [await done(client.exists(key)) for key in limiter._keys(name)] == [0, 0]
 
 
+@pytest.mark.parametrize("kind", WORLDS)
 async def test_retry_after_is_when_there_is_room(client: Any, name: str) -> None:
-    limiter = RateLimiter(client, 5, 0.4)
+    limiter = RateLimiter(client, 5, 1)
     assert await done(limiter.is_allowed(name, 3))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)
     assert await done(limiter.is_allowed(name, 2))
     first, second = [await done(limiter.check(name, weight)) for weight in (3, 4)]
-    assert 0.2 < first.retry_after <= 0.3
-    assert second.retry_after - first.retry_after == pytest.approx(0.1, abs=0.03)
-    await asyncio.sleep(first.retry_after - 0.03)
+    assert 0.3 < first.retry_after <= 0.6
+    assert second.retry_after - first.retry_after == pytest.approx(0.4, abs=0.15)
+    await asyncio.sleep(first.retry_after - 0.15)
     assert not (await done(limiter.check(name, 3))).is_allowed
-    await asyncio.sleep(0.04)
+    await asyncio.sleep(0.2)
     assert (await done(limiter.check(name, 3))).is_allowed
     assert not (await done(limiter.check(name, 4))).is_allowed
 
@@ -202,7 +203,7 @@ async def test_those_who_wait_are_all_admitted_in_time(client: Any, kind: str, n
     limiter = RateLimiter(client, 4, 0.1)
     started = time.monotonic()
     assert await in_parallel(kind, *[lambda: limiter.acquire(name, deadline=5)] * 12) == [True] * 12
-    assert 0.2 <= time.monotonic() - started < 0.8
+    assert 0.2 <= time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -124,9 +124,9 @@ async def test_concurrent_lock_acquisition(redis_client: Any) -> None:
 
 
 async def test_rate_limiting(redis_client: Any) -> None:
-    limiter = RateLimiter(redis_client, max_requests=3, window_seconds=0.2)
+    limiter = RateLimiter(redis_client, max_requests=3, window_seconds=0.5)
     assert [await limiter.is_allowed("user-123") for _ in range(4)] == [True, True, True, False]
-    await asyncio.sleep(0.22)
+    await asyncio.sleep(0.52)
     assert await limiter.is_allowed("user-123") is True
 
 
