@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from aimemo.caches.blocking import BlockingCache
 from aimemo.caches.observing import NoClient, Observer, tell_monitor, tell_operation
@@ -47,6 +47,9 @@ class Cache(Surface):
     Raises:
         ValidationError: naming every faulty setting.
     """
+
+    backend: ClassVar[str] = ""
+    """What keeps the entries: `memory`, `sqlite` or `redis`."""
 
     _performance_monitor = Observer(tell_monitor)
     _on_cache_operation = Observer(tell_operation)

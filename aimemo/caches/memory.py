@@ -22,6 +22,8 @@ class InMemoryCache(Cache):
         max_bytes: bytes of packed values at most; None is no limit. A larger value is not kept.
     """
 
+    backend = "memory"
+
     def __init__(
         self, max_size: int = 1000, default_ttl: int = 3600, *, max_bytes: int | None = None, **settings: Any
     ) -> None:

@@ -60,6 +60,8 @@ class GenericRedisCache(Cache):
         ImportError: the redis package is not there.
     """
 
+    backend = "redis"
+
     def __init__(
         self, redis_url: str = "redis://localhost:6379/0", default_ttl: int = 3600,
         enable_l1_cache: bool = True, l1_cache_size: int = 1000, compression_threshold: int = 1000, *,

@@ -32,6 +32,8 @@ class SQLiteCache(Cache):
         ValidationError: for a path that names a folder, and for faulty settings.
     """
 
+    backend = "sqlite"
+
     def __init__(self, path: str | os.PathLike[str], default_ttl: int = 3600, **settings: Any) -> None:
         super().__init__(default_ttl=default_ttl, **settings)
         if not isinstance(path, str | os.PathLike) or not os.fspath(path) or os.path.isdir(path):

@@ -11,11 +11,12 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from aimemo.coordination.json_text import from_json, to_json
 from aimemo.core.canonical import Unkeyable, canonical
-from aimemo.core.policy import seconds_of
+from aimemo.core.fleet import pauses
+from aimemo.core.policy import milliseconds_of, seconds_of
 from aimemo.core.runtime import Failure
 from aimemo.errors import (
     AimemoError,
@@ -29,9 +30,6 @@ from aimemo.errors import (
 from aimemo.link.borrowed import Borrowed, in_world_of_client, tagged, text_of
 
 log = logging.getLogger("aimemo")
-
-SHORTEST_PAUSE: Final = 0.01
-LONGEST_PAUSE: Final = 0.1
 
 
 class IdempotencyService:
@@ -48,8 +46,8 @@ class IdempotencyService:
 
     def __init__(self, client: Any, ttl: float = 86_400, *, claim: float = 10) -> None:
         self._redis = Borrowed(client)
-        self._milliseconds = _milliseconds("ttl", ttl)
-        self._claim = _milliseconds("claim", claim)
+        self._milliseconds = milliseconds_of("ttl", ttl)
+        self._claim = milliseconds_of("claim", claim)
 
     @in_world_of_client
     async def is_duplicate(self, request_id: str) -> bool:
@@ -92,7 +90,7 @@ class IdempotencyService:
         """
         key, token, fingerprint = _key(request_id), secrets.token_hex(16), _fingerprint(payload)
         ends = time.monotonic() + seconds_of("wait", wait)
-        pause = SHORTEST_PAUSE
+        waits = pauses()
         while True:
             state, *rest = await self._ask_for_claim(key, token, fingerprint)
             match state:
@@ -104,8 +102,7 @@ class IdempotencyService:
                     return await self._carry_out(key, token, function)
             if time.monotonic() >= ends:
                 raise IdempotencyConflictError("this request is still being carried out")
-            await self._redis.runtime.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            await self._redis.runtime.sleep(next(waits))
 
     async def _ask_for_claim(self, key: str, token: str, fingerprint: str) -> tuple[Any, ...]:
         try:
@@ -189,10 +186,3 @@ def _fingerprint(payload: Any) -> str:
         return hashlib.sha256(canonical(payload).encode("utf-8", "surrogatepass")).hexdigest()
     except Unkeyable as error:
         raise UnkeyableArgumentError(f"payload cannot be told from another: it holds {error}") from error
-
-
-def _milliseconds(name: str, seconds: Any) -> int:
-    number = seconds_of(name, seconds)
-    if number == 0:
-        raise ValidationError(f"{name} must be more than 0 seconds", {name: seconds})
-    return max(1, int(number * 1000))

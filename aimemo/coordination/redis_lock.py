@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import Any, Final, Self
+from typing import Any, Self
 
-from aimemo.core.policy import seconds_of
+from aimemo.core.fleet import LONGEST_PAUSE, pauses
+from aimemo.core.policy import milliseconds_of, seconds_of
 from aimemo.errors import InfrastructureError, ValidationError
 from aimemo.link.borrowed import Borrowed, in_world_of_client, tagged
 
 log = logging.getLogger("aimemo")
-
-SHORTEST_PAUSE: Final = 0.01
-LONGEST_PAUSE: Final = 0.1
 
 
 class RedisLock:
@@ -39,7 +37,7 @@ class RedisLock:
             raise ValidationError("name must be a text that is not empty", {"name": "empty"})
         self._redis = Borrowed(client)
         self._keys = [f"{tagged('lock', name)}{part}" for part in ("", ":fence", ":none")]
-        self._milliseconds = max(1, int(_positive("timeout", timeout) * 1000))
+        self._milliseconds = milliseconds_of("timeout", timeout)
         self._renew_for = seconds_of("renew_for", renew_for)
         self.name = name
         self.token = token or secrets.token_hex(16)
@@ -63,13 +61,12 @@ class RedisLock:
                 acquiring again gets it.
         """
         ends = time.monotonic() + (float("inf") if deadline is None else seconds_of("deadline", deadline))
-        pause = SHORTEST_PAUSE
+        waits = pauses()
         while not await self._try():
             left = ends - time.monotonic()
             if not blocking or left <= 0:
                 return False
-            await self._redis.runtime.sleep(min(pause, left))
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            await self._redis.runtime.sleep(min(next(waits), left))
         return True
 
     @in_world_of_client
@@ -84,7 +81,7 @@ class RedisLock:
     @in_world_of_client
     async def extend(self, seconds: float | None = None) -> bool:
         """Hold the lock for `seconds` (`timeout` if not given) from now on. False if it was not ours any more."""
-        milliseconds = self._milliseconds if seconds is None else max(1, int(_positive("seconds", seconds) * 1000))
+        milliseconds = self._milliseconds if seconds is None else milliseconds_of("seconds", seconds)
         self.is_held = await self._extend(milliseconds)
         return self.is_held
 
@@ -169,10 +166,3 @@ class RedisLock:
                 log.warning("the lock %r was lost before it was given back", self.name)
         except InfrastructureError as error:
             log.warning("the lock %r could not be given back, and ends by itself: %s", self.name, error)
-
-
-def _positive(name: str, seconds: Any) -> float:
-    number = seconds_of(name, seconds)
-    if number == 0:
-        raise ValidationError(f"{name} must be more than 0 seconds", {name: seconds})
-    return number

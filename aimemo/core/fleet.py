@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from aimemo.core.call import Call, Found
@@ -14,6 +15,14 @@ from aimemo.core.tiers import Tiers
 SHORTEST_PAUSE: Final = 0.01
 LONGEST_PAUSE: Final = 0.1
 NESTED_PAUSES: Final = 50
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait between one question and the next, for somebody who polls: ever longer, up to a limit."""
+    pause = SHORTEST_PAUSE
+    while True:
+        yield pause
+        pause = min(pause * 1.5, LONGEST_PAUSE)
 
 
 class Fleet:
@@ -35,7 +44,7 @@ class Fleet:
         A computation that is part of another one, whose own lease others may wait for, waits only for some
         seconds: two processes could wait for each other for ever.
         """
-        pause, pauses_left = SHORTEST_PAUSE, NESTED_PAUSES if is_nested else None
+        waits, pauses_left = pauses(), NESTED_PAUSES if is_nested else None
         while True:
             lease = await self._guard.ask("lease", call.key, self._lock.acquire, call.key, call.tags)
             if lease is None or lease.state == "free":
@@ -51,8 +60,7 @@ class Fleet:
             if lease.state == "ours" or pauses_left == 0:
                 return lease
             self._guard.renew_budget()
-            await self._runtime.sleep(pause)
-            pause = min(pause * 1.5, LONGEST_PAUSE)
+            await self._runtime.sleep(next(waits))
             pauses_left = None if pauses_left is None else pauses_left - 1
 
     async def leave(self, call: Call, lease: Lease | None, landing: Landing | None) -> None:

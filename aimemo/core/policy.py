@@ -93,6 +93,14 @@ def seconds_of(name: str, value: Any) -> float:
     return float(seconds)
 
 
+def milliseconds_of(name: str, value: Any) -> int:
+    """A duration that is not 0 as the milliseconds of Redis. Raises as `seconds_of`, and for 0."""
+    seconds = seconds_of(name, value)
+    if seconds == 0:
+        raise ValidationError(f"{name} must be more than 0 seconds", {name: value})
+    return max(1, int(seconds * 1000))
+
+
 Check = Callable[[str, Any], str | None]
 
 

@@ -209,6 +209,15 @@ class LocalStore(Store, Protocol):
     epoch: int
     """Grows with every invalidation: what was read before one may not be filled in after it."""
 
+    max_size: int
+    """How many entries it keeps at most."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the packed values held."""
+
+    def __len__(self) -> int: ...
+
     def fill(self, entry: Entry, epoch: int) -> bool:
         """Keep what was read from a slower store, unless an invalidation came since `epoch` was read.
 

@@ -7,7 +7,7 @@ import datetime
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aimemo.caches.interface import Cache
 from aimemo.core.codec import unpacker
@@ -27,6 +27,9 @@ SAMPLES: Final = 720
 BATCH: Final = 200
 FORMAT: Final = "aimemo-export-1"
 
+_SELECTED_BY: Final[Mapping[str, Literal["glob", "operation", "tag"]]] = {
+    "pattern": "glob", "operation": "operation", "tag": "tag",
+}  # fmt: skip
 _PROBE: Final = "aimemo:probe"
 _WATCHED: Final = ("error", "evicted", "invalidated")
 
@@ -39,7 +42,7 @@ class Operations:
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
-        self.backend = {"InMemoryCache": "memory", "SQLiteCache": "sqlite"}.get(type(cache).__name__, "redis")
+        self.backend = cache.backend
         self.errors: Counter[str] = Counter()
         self.evictions: Counter[str] = Counter()
         self.invalidations: Counter[str] = Counter()
@@ -83,12 +86,7 @@ class Operations:
         [(kind, name)] = given.items()
         if not 0 < len(name) <= MAX_NAME:
             raise ValidationError(f"{kind} must have 1 to {MAX_NAME} characters", {kind: "length"})
-        selector = (
-            Selector("glob", name)
-            if kind == "pattern"
-            else Selector("operation" if kind == "operation" else "tag", name)
-        )
-        return await self.cache.memoizer.sweep(selector)
+        return await self.cache.memoizer.sweep(Selector(_SELECTED_BY[kind], name))
 
     async def delete(self, digest: str) -> bool:
         """Remove the entry with this digest. Whether it was there."""
@@ -204,14 +202,9 @@ class Operations:
         local = self.cache._local
         if local is None:
             return {"status": "not_used", "entries": 0, "size_bytes": 0, "max_entries": None}
-        held = local.entries()
-        size = sum(entry.raw_size for entry in held)
         return {
-            "status": "active",
-            "entries": len(held),
-            "size_bytes": size,
-            "max_entries": getattr(local, "max_size", None),
-        }
+            "status": "active", "entries": len(local), "size_bytes": local.size_bytes, "max_entries": local.max_size,
+        }  # fmt: skip
 
     def invalidation_stats(self) -> dict[str, Any]:
         """How often something was invalidated by what, and how many entries that removed."""
