@@ -85,9 +85,9 @@ async def test_a_store_that_used_up_the_budget_is_not_asked_again_in_the_call(
 async def test_after_five_failures_in_a_row_the_store_is_left_alone(bench: Bench) -> None:
     bench.fail()
     await bench.get(FAILURES_TO_OPEN - 1)
-    assert bench.breaker.state == "closed"
+    assert bench.guard.breaker.state == "closed"
     await bench.get()
-    assert bench.breaker.state == "open"
+    assert bench.guard.breaker.state == "open"
     assert await bench.get(100) == [None] * 100
     assert len(bench.store.asked) == len(bench.reports) == FAILURES_TO_OPEN == 5
 
@@ -103,7 +103,7 @@ async def test_failures_with_an_answer_in_between_are_not_in_a_row(
         await bench.get(FAILURES_TO_OPEN - 1)
         getattr(bench, answer)()
         await bench.get()
-    assert bench.breaker.state == "closed"
+    assert bench.guard.breaker.state == "closed"
 
 
 async def test_an_open_breaker_lets_one_probe_through_per_interval(bench: Bench) -> None:
@@ -123,14 +123,14 @@ async def test_a_probe_that_succeeds_closes_the_breaker(bench: Bench) -> None:
     assert await bench.get() == [None]
     bench.clock.advance(PROBE_INTERVAL)
     assert await bench.get(10) == [ENTRY] * 10
-    assert bench.breaker.state == "closed"
+    assert bench.guard.breaker.state == "closed"
 
 
 async def test_damage_is_reported_but_is_not_the_stores_failure(bench: Bench, one_call: None) -> None:
     bench.guard.start_call()
     bench.find_damage()
     assert await bench.get(2 * FAILURES_TO_OPEN) == [None] * 2 * FAILURES_TO_OPEN
-    assert bench.breaker.state == "closed"
+    assert bench.guard.breaker.state == "closed"
     assert all(isinstance(error, DamagedEntry) for _, _, error in bench.reports)
     bench.work()
     assert await bench.run(bench.guard.set("k", ENTRY)) is True, "what is damaged has to be replaced"
@@ -205,8 +205,8 @@ async def test_a_strict_guard_raises_the_fault_with_its_cause(
 async def test_one_fault_that_many_waited_for_counts_once(bench: Bench) -> None:
     error = ConnectionError("down")
     for _ in range(2 * FAILURES_TO_OPEN):
-        bench.breaker.failed(error)
-    assert bench.breaker.failures == 1
+        bench.guard.breaker.failed(error)
+    assert bench.guard.breaker.failures == 1
 
 
 @pytest.mark.parametrize("world", ["tasks", "threads"])

@@ -53,7 +53,7 @@ async def test_a_timer_that_fired_late_never_counts_against_the_store() -> None:
         holder = asyncio.create_task(hold_the_loop(0.08))
         await bench.get()
         await holder
-    assert bench.breaker.state == "closed"
+    assert bench.guard.breaker.state == "closed"
 
 
 async def test_a_cancelled_caller_is_not_the_stores_failure(on_a_loop: Bench) -> None:
@@ -74,5 +74,5 @@ async def test_a_cancelled_caller_is_not_the_stores_failure(on_a_loop: Bench) ->
         with pytest.raises(asyncio.CancelledError):
             await caller
     await asyncio.wait_for(ended.wait(), 1)
-    assert on_a_loop.breaker.state == "closed"
+    assert on_a_loop.guard.breaker.state == "closed"
     assert on_a_loop.reports == []

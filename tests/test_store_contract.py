@@ -12,7 +12,7 @@ import pytest
 from aimemo.core.aio import TaskRuntime
 from aimemo.core.codec import pack, unpacker
 from aimemo.core.entry import Entry, PackedEntry
-from aimemo.core.guard import Breaker, Guard
+from aimemo.core.guard import Guard
 from aimemo.core.ports import Selector, Store
 from aimemo.core.runtime import Runtime, ThreadRuntime, drive
 from aimemo.core.types import TypeResolver
@@ -40,8 +40,7 @@ def sqlite(path: Path, clock: Clock, runtime: Runtime) -> Store:
 
 def guarded(path: Path, clock: Clock, runtime: Runtime) -> Store:
     store = sqlite(path, clock, runtime)
-    breakers = Breaker(clock), Breaker(clock)
-    return Guard(store, runtime, breakers, clock=clock, seconds=1, strict=True, report=lambda *_: None)
+    return Guard(store, runtime, clock=clock, seconds=1, strict=True, report=lambda *_: None)
 
 
 def redis(path: Path, clock: Clock, runtime: Runtime) -> Store:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 
 from aimemo import Cache, InfrastructureError, cached_ai_call, record_calls
 from aimemo.core.entry import Entry
-from aimemo.core.guard import Breaker, Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.ports import Selector
 from aimemo.core.runtime import Runtime
@@ -43,7 +41,6 @@ class TieredCache(Cache):
     def __init__(self, path: Path, **settings: Any) -> None:
         super().__init__(**settings)
         self.file = SQLiteFile(path, busy_seconds=self.deadline, damaged=lambda error: None)
-        self.breakers = Breaker(time.monotonic), Breaker(time.monotonic)
         self.l1 = MemoryStore(100, None, clock=self.clock, left=self.journal.left, max_life=self.l1_max_ttl)
         self.l2: WatchedStore
 
@@ -56,10 +53,7 @@ class TieredCache(Cache):
             self.file, runtime, namespace=self.namespace, clock=self.clock, wall=self.wall_clock,
             compression_threshold=1000, compression_level=3,
         )  # fmt: skip
-        guard = Guard(
-            self.l2, runtime, self.breakers, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
-            report=self.journal.error,
-        )  # fmt: skip
+        guard = self._guarded(self.l2, runtime)
         store = TieredStore(self.l1, guard)
         tiers = Tiers(store=store, local=self.l1, guard=guard, journal=self.journal, clock=self.clock)
         return Memoizer(tiers, runtime, self._flights)

@@ -11,11 +11,11 @@ from aimemo.caches.blocking import BlockingCache
 from aimemo.caches.observing import NoClient, Observer, tell_monitor, tell_operation
 from aimemo.caches.surface import Surface
 from aimemo.core.events import KINDS, SEED_EVENTS, CacheEvent
-from aimemo.core.guard import Breaker
+from aimemo.core.guard import Guard
 from aimemo.core.journal import Journal
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import check_settings
-from aimemo.core.ports import Clock, LocalStore
+from aimemo.core.ports import Clock, LocalStore, Store
 from aimemo.core.runtime import Failure, Runtime, ThreadRuntime
 from aimemo.core.single_flight import Flights
 from aimemo.core.stats import CacheStats
@@ -83,7 +83,7 @@ class Cache(Surface):
         self.wall_clock: Clock = clock or time.time
         self.types = self.types_for(())
         self.journal = Journal(self.clock)
-        self._breakers = tuple(Breaker(time.monotonic, self.journal.breaker) for _ in ("reads", "writes"))
+        self._guards: list[Guard] = []
         self._flights = Flights()
         self._memoizers: dict[str, Memoizer] = {}
         self.claims: dict[str, tuple[str, str | None]] = {}
@@ -98,6 +98,14 @@ class Cache(Surface):
     @property
     def _local(self) -> LocalStore | None:
         return None
+
+    def _guarded(self, store: Store, runtime: Runtime) -> Guard:
+        guard = Guard(
+            store, runtime, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
+            report=self.journal.error, changed=self.journal.breaker,
+        )  # fmt: skip
+        self._guards.append(guard)
+        return guard
 
     # The two worlds
 
@@ -155,7 +163,7 @@ class Cache(Surface):
     def stats(self) -> CacheStats:
         """A snapshot of the counts, in all and by operation."""
         snapshot = self.journal.stats.snapshot(self._local.entries() if self._local is not None else ())
-        is_open = any(breaker.state == "open" for breaker in self._breakers)
+        is_open = any(guard.is_leaving_alone for guard in self._guards)
         return dataclasses.replace(snapshot, breaker="open") if is_open else snapshot
 
     def on(self, kind: str, function: Callable[[CacheEvent], Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ from aimemo.caches.memory import InMemoryCache
 from aimemo.coordination.listener import ChannelListener
 from aimemo.coordination.lock import LeaseLock, Renewer
 from aimemo.core.fleet import Fleet
-from aimemo.core.guard import Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.ports import LocalStore, Selector, Store
 from aimemo.core.runtime import Runtime, ThreadRuntime, drive
@@ -126,10 +124,7 @@ class GenericRedisCache(Cache):
             link, self._layout, sender=sender, listener=self._listener, clock=self.clock, time=self._time,
             compression_threshold=self.compression_threshold, compression_level=self.compression_level,
         )  # fmt: skip
-        guard = Guard(
-            redis, runtime, self._breakers, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
-            report=self.journal.error,
-        )  # fmt: skip
+        guard = self._guarded(redis, runtime)
         store: Store = guard if self._l1 is None else TieredStore(self._l1, guard)
         tiers = Tiers(store=store, local=self._l1, guard=guard, journal=self.journal, clock=self.clock)
         lock = LeaseLock(link, self._layout, self._renewer, owner=sender)

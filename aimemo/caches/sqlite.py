@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from aimemo.caches.interface import Cache
-from aimemo.core.guard import Guard
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.runtime import Runtime
 from aimemo.core.tiers import Tiers
@@ -52,9 +50,6 @@ class SQLiteCache(Cache):
             self._file, runtime, namespace=self.namespace, clock=self.clock, wall=self.wall_clock,
             compression_threshold=self.compression_threshold, compression_level=self.compression_level,
         )  # fmt: skip
-        guard = Guard(
-            store, runtime, self._breakers, clock=time.monotonic, seconds=self.deadline, strict=self.strict,
-            report=self.journal.error,
-        )  # fmt: skip
+        guard = self._guarded(store, runtime)
         tiers = Tiers(store=guard, local=None, guard=guard, journal=self.journal, clock=self.clock)
         return Memoizer(tiers, runtime, self._flights, enabled=self.enabled)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, TypeVar
 
@@ -82,7 +82,7 @@ class Breaker:
     `changed` is called with each new state, `open` or `closed`, and the name of the last error.
     """
 
-    def __init__(self, clock: Clock, changed: Callable[[str, str], None] = lambda state, why: None) -> None:
+    def __init__(self, clock: Clock, changed: Callable[[str, str], None]) -> None:
         self._clock = clock
         self._changed = changed
         self.failures = 0
@@ -123,21 +123,23 @@ class Guard:
     """A store that keeps to a budget and hides its faults.
 
     Args:
-        breakers: of the reads, and of the writes: a full disk or a read-only replica is no reason not to read.
         clock: of real seconds, whatever clock the entries live by: it times waiting.
         seconds: the budget of one call.
         strict: raise `InfrastructureError` for every fault instead of hiding it.
         report: told of every fault.
+        changed: told when a breaker opens or closes. Reads and writes have one each: a full disk or a read-only
+            replica is no reason not to read. So has each world: where connections are few, the one that has some
+            goes on.
     """
 
     def __init__(
-        self, store: Store, runtime: Runtime, breakers: Sequence[Breaker], *,
-        clock: Clock, seconds: float, strict: bool, report: Report,
+        self, store: Store, runtime: Runtime, *, clock: Clock, seconds: float, strict: bool, report: Report,
+        changed: Callable[[str, str], None] = lambda state, why: None,
     ) -> None:  # fmt: skip
         self.reads_inline = store.reads_inline
         self.keeps_time = True
         self._has_own_timer = store.keeps_time
-        self.breaker, self.write_breaker = breakers
+        self.breaker, self.write_breaker = Breaker(clock, changed), Breaker(clock, changed)
         self.faults = 0
         self._store = store
         self._runtime = runtime
@@ -145,6 +147,10 @@ class Guard:
         self._seconds = seconds
         self._strict = strict
         self._report = report
+
+    @property
+    def is_leaving_alone(self) -> bool:
+        return "open" in (self.breaker.state, self.write_breaker.state)
 
     def start_call(self, *, is_spent: bool = False) -> Token[Budget | None]:
         """Give the call that begins here one budget for all that it asks of the store."""

@@ -8,7 +8,7 @@ from typing import Any
 from aimemo.core.aio import TaskRuntime
 from aimemo.core.entry import Entry
 from aimemo.core.envelope import DamagedEntry
-from aimemo.core.guard import Breaker, Guard
+from aimemo.core.guard import Guard
 from aimemo.core.ports import Selector
 from aimemo.core.runtime import ThreadRuntime, drive
 
@@ -74,10 +74,9 @@ class Bench:
         self.clock = clock
         self.store = ScriptedStore(reads_inline)
         self.reports: list[tuple[str, str, BaseException]] = []
-        self.breaker = Breaker(clock)
         self.guard = Guard(
-            self.store, TaskRuntime() if world == "tasks" else ThreadRuntime(), (self.breaker, Breaker(clock)),
-            clock=clock, seconds=seconds, strict=strict, report=lambda *what: self.reports.append(what),
+            self.store, TaskRuntime() if world == "tasks" else ThreadRuntime(), clock=clock, seconds=seconds,
+            strict=strict, report=lambda *what: self.reports.append(what),
         )  # fmt: skip
 
     async def run(self, body: Coroutine[Any, Any, Any]) -> Any:
