@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-schema test-browser test-all coverage check lint types bench serve docs clean
+.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-schema test-browser fuzz test-all mutants coverage check lint types bench serve docs clean
 
 demo: $(READY)
 	$(BIN)/python -m aimemo demo
@@ -37,7 +37,13 @@ test-browser: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check selenium
 	$(BIN)/python -m pytest -m browser
 
+fuzz: $(READY)
+	AIMEMO_FUZZ_SECONDS=$${AIMEMO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/fuzz
+
 test-all: test-slow
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutation
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --cov --cov-report=term-missing:skip-covered --cov-report=xml

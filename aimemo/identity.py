@@ -134,4 +134,6 @@ def _is_plain_enum(value: Any) -> bool:
         return False
     own = [base for base in cls.__mro__ if base.__module__ not in ("enum", "builtins")]
     is_usual = {base for base in cls.__mro__ if base.__module__ == "builtins"} <= {object, str, bytes, int, float}
-    return is_usual and not any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own)
+    if not is_usual or any("__eq__" in vars(base) or "__hash__" in vars(base) for base in own):
+        return False
+    return len(set(cls)) == len(list(cls))  # members that are text or numbers too are equal where those are

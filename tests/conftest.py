@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +15,8 @@ from aimemo import Cache, InMemoryCache, SQLiteCache
 from aimemo.core.events import GATE
 from tests.kit.clients import KINDS, client_of, close
 from tests.kit.clock import Clock
-from tests.kit.redis_caches import redis_cache
+from tests.kit.leaks import Before, Tasks
+from tests.kit.redis_caches import close_all, redis_cache
 from tests.kit.servers import wait_until
 
 _numbers = itertools.count()
@@ -55,6 +57,20 @@ def _open_gate() -> Iterator[None]:
     yield
     if len(GATE) > before:  # caches that are watched close it until they are collected
         wait_until(lambda: gc.collect() >= 0 and len(GATE) <= before, "the gate is open again")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test leaves a socket, a thread of the library or a pending task behind, unless it is marked `leaves`."""
+    before, tasks = Before(), Tasks()
+    yield
+    tasks.undo()
+    close_all()
+    if request.node.get_closest_marker("leaves") is None:
+        with contextlib.suppress(TimeoutError):
+            wait_until(before.is_back, "nothing is left", seconds=5)
+        assert before.left() == ""
+        assert tasks.left == []
 
 
 @pytest.fixture

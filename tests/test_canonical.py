@@ -12,9 +12,11 @@ import functools
 import pathlib
 import re
 import threading
+import types
 import typing
 import unicodedata
 import uuid
+import weakref
 import zoneinfo
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -36,6 +38,9 @@ Vector = dataclasses.make_dataclass("Vector", ["x", ("y", Any, 0)])
 Output = dataclasses.make_dataclass("Output", ["x"], bases=(dict,))
 Tagged = type("Tagged", (str,), {})
 Slotted = type("Slotted", (str,), {"__slots__": ("language",)})
+OneSlot = type("OneSlot", (str,), {"__slots__": "language"})
+Named = type("Named", (str,), {})
+Loose = type("Loose", (str,), {"__slots__": ("__dict__", "__weakref__")})
 OtherInt = type("OtherInt", (int,), {})
 
 
@@ -45,6 +50,11 @@ class Pair(NamedTuple):
 
 
 class Model(pydantic.BaseModel, extra="allow"):
+    name: str = "m"
+    _seed: int = 0
+
+
+class Twin(pydantic.BaseModel, extra="allow"):
     name: str = "m"
     _seed: int = 0
 
@@ -117,8 +127,9 @@ DIFFERENT: dict[str, list[Any]] = {
     "dict keys": [{key: "a"} for key in (1, "1", 1.0, b"1", None, "None", (1,), (True,))] + [{True: "a"}],
     "dicts": [{"a": 1}, {"a": 1.0}, {"a": None}, {}, [("a", 1)], collections.OrderedDict(a=1), {"a": {"a": 1}}],
     "text": [*(unicodedata.normalize(form, "é") for form in ("NFC", "NFD")), "\ud800", "\ud83d\ude00", "\U0001f600"],
-    "str subclasses": ["a", Tagged("a"), Tagged("b"), with_attributes(Tagged("a"), language="de")],
+    "str subclasses": ["a", Tagged("a"), Tagged("b"), Named("a"), with_attributes(Tagged("a"), language="de")],
     "str subclasses with slots": [with_attributes(Slotted("a"), language=language) for language in ("de", "fr")],
+    "str subclasses with one slot": [with_attributes(OneSlot("a"), language=language) for language in ("de", "fr")],
     "datetimes": [NOON, NOON.astimezone(ONE_EAST), NOON.replace(tzinfo=None), NOON.isoformat(), NOON.date()],
     "times": [dt.time(9), dt.time(9, tzinfo=dt.UTC), dt.time(9, fold=1), dt.timedelta(hours=9), dt.timedelta(hours=-9)],
     "times of named zones": [dt.time(9), dt.time(9, tzinfo=LONDON), dt.time(9, tzinfo=LISBON)],
@@ -128,19 +139,25 @@ DIFFERENT: dict[str, list[Any]] = {
     "patterns": [re.compile("a"), re.compile("a", re.IGNORECASE), re.compile(b"a"), re.compile("b")],
     "enums": [Colour.RED, Colour.BLUE, Shade.RED, 1, "RED", Level.ONE, Colour, Style.ONE, "1"],
     "dataclasses": [Point(1), Point(True), Point(2), Point(1, 1), Vector(1), {"x": 1, "y": 0}, Point, Vector],
+    "dataclass types": [dataclasses.make_dataclass("Answer", [("a", of)]) for of in (int, str)],
     "models": [Model(), Model(name="n"), Model(extra=1), Model(extra=1.0), with_attributes(Model(), _seed=1), Model],
+    "models of two classes": [Model(), Twin()],
     "schemas": [schema(a=(int, 0)), schema(a=(str, "")), schema(b=(int, 0)), schema(a=(int, 1)), schema(a=(int, ...))],
     "typed dicts": [typed_dict(), typed_dict(a=int), typed_dict(a=str), typed_dict(b=int)],
     "named tuples": [named_tuple(), named_tuple(a=int), named_tuple(a=str), named_tuple(b=int)],
     "dtypes": [*(np.zeros(4, dtype) for dtype in ("<i4", ">i4", "<f4", "<i8", "M8[s]", "M8[ms]")), [0] * 4],
+    "fields of arrays": [np.zeros(1, [(name, kind)]) for name, kind in (("a", "<i4"), ("b", "<i4"), ("a", "<f4"))],
     "shapes": [np.zeros(4), np.zeros((2, 2)), np.zeros((4, 1)), np.zeros((0, 4)), np.zeros((4, 0)), np.float64(0)],
     "array contents": [np.array(["a"]), np.array(["b"]), np.array([b"a"]), np.array([1]), np.array([2])],
     "functions": [capturing(1), capturing(True), capturing(2), capturing(1, default=1), capturing, len, max, "len"],
+    "wrappers": [with_attributes(capturing(1), __wrapped__=wrapped) for wrapped in (len, max)],
     "code": [compiled(f"return x {rest}") for rest in ("+ 1", "- 1", "+ 2", "+ True", "+ y", "+ z")],
     "guarded lines": [compiled("try: a(); b()\n except E: pass"), compiled("a()\n try: b()\n except E: pass")],
     "partials": [functools.partial(max, 1), functools.partial(max, True), functools.partial(min, 1), max],
     "methods": [Point(1).__eq__, Point(2).__eq__, Point.__eq__, Vector(1).__eq__],
     "types": [int, str, list, list[int], list[str], int | str, Literal[1], Literal[True], Any, OwnKey],
+    "names of typing": [*map(typing.TypeVar, "AB"), *map(typing.ForwardRef, "AB"), Any, Literal[1]],
+    "new types": [typing.NewType("A", int), typing.NewType("A", str), typing.NewType("B", int)],
     "own keys": [OwnKey(1), OwnKey(True), OwnKey("1"), 1],
 }
 SAME: dict[str, tuple[Any, Any]] = {
@@ -158,6 +175,30 @@ SAME: dict[str, tuple[Any, Any]] = {
     "strided arrays": (np.arange(10)[::2], np.array([0, 2, 4, 6, 8])),
     "equal settings": (capturing("a"), capturing("a")),
 }
+# What is in stores already was kept under keys made from these: another form loses it.
+INT = "o13:builtins:typet2[s12:builtins:intN"
+AS_EVER: list[tuple[Any, str]] = [
+    (None, "N"), (True, "T"), (False, "F"), (..., "E"), ("é", "s1:é"), (255, "iff;"), (-1, "i-1;"),
+    (0.5, "f0x1.0000000000000p-1;"), (1 + 2j, "c0x1.0000000000000p+0,0x1.0000000000000p+1;"),
+    (b"a", "b1:61"), (b"a" * 1024, "b1024:" + "61" * 1024),
+    (b"a" * 1025, "h1025:4a82297889eb505cf6b5cbdf69977afab4632d6557539782f657bd7dc78091a5"),
+    (bytearray(b"a"), "x9:bytearrayt1[b1:61"), (memoryview(b"a"), "x10:memoryviewt3[s1:Bt1[i1;b1:61"),
+    ([1], "l1[i1;"), ((1,), "t1[i1;"), ({1, 2}, "S2[i1;i2;"), (frozenset({1}), "Z1[i1;"),
+    ({"b": 1, "a": [2]}, "d2[s1:al1[i2;s1:bi1;"), (types.MappingProxyType({}), "x12:mappingproxyt1[d0["),
+    (range(1, 5, 2), "x5:ranget3[i1;i5;i2;"), (slice(1, None), "x5:slicet3[i1;NN"),
+    (len, "o35:builtins:builtin_function_or_methodt2[s8:builtinss3:len"),
+    (int, INT), (int.from_bytes, f"o35:builtins:builtin_function_or_methodt2[{INT}s14:int.from_bytes"),
+    (list[int], f"o18:types:GenericAliast2[o13:builtins:typet2[s13:builtins:listNt1[{INT}"),
+    (Colour.RED, "o27:tests.test_canonical:Colourt2[s3:REDi1;"), (Point(1), "o11:types:Pointt3[d2[s1:xi1;s1:yi0;NN"),
+    (Model(extra=1), "o26:tests.test_canonical:Modelt3[d1[s4:names1:md1[s5:extrai1;d1[s5:_seedi0;"),
+    (OwnKey(1), "o27:tests.test_canonical:OwnKeyi1;"), (Tagged("a"), "o27:tests.test_canonical:Taggedt2[s1:ad0["),
+    (with_attributes(Loose("a"), x=1), "o26:tests.test_canonical:Looset2[s1:ad1[s1:xi1;"),
+    (NOON, "x8:datetimet3[s25:2024-01-01T12:00:00+00:00i0;N"), (NOON.date(), "x4:datet1[s10:2024-01-01"),
+    (dt.time(9), "x4:timet3[s8:09:00:00i0;N"), (dt.timedelta(1, 2, 3), "x9:timedeltat3[i1;i2;i3;"),
+    (dt.UTC, "x8:timezonet1[x9:timedeltat3[i0;i0;i0;"), (decimal.Decimal("1.0"), "x7:Decimalt1[s3:1.0"),
+    (fractions.Fraction(1, 2), "x8:Fractiont2[i1;i2;"), (uuid.UUID(int=7), "x4:UUIDt1[i7;"),
+    (re.compile("a"), "x7:Patternt2[s1:ai20;"), (np.zeros(2, "<i2"), "o13:numpy:ndarrayt3[s3:<i2t1[i2;b4:00000000"),
+]
 # Few and easily confused, so that generated pairs are often equal, or almost.
 CONFUSABLE = (
     0, 1, True, False, 0.0, -0.0, 1.0, 2**70, 2.0**70, "", "1", "True", "None", "é", "e\u0301", "\ud800",
@@ -177,6 +218,34 @@ def test_different_meanings_have_different_forms(group: str) -> None:
 @pytest.mark.parametrize("pair", SAME.values(), ids=list(SAME))
 def test_one_meaning_has_one_form(pair: tuple[Any, Any]) -> None:
     assert canonical(pair[0]) == canonical(pair[1])
+
+
+@pytest.mark.parametrize(("value", "form"), AS_EVER, ids=[type(value).__name__ for value, _ in AS_EVER])
+def test_a_form_never_changes(value: Any, form: str) -> None:
+    assert canonical(value) == form
+    assert canonical_arguments(("a", "bc"), (value, "x")) == f"p1:a{form}p2:bcs1:x"
+
+
+def test_the_order_of_a_schemas_fields_never_matters() -> None:
+    one, other = schema(a=(int, 0), b=(str, "")), schema(b=(str, ""), a=(int, 0))
+    assert canonical(one) == canonical(other) != canonical(schema(a=(int, 0)))
+
+
+def test_who_watches_a_value_does_not_matter() -> None:
+    value = Loose("a")
+    form = canonical(value)
+    watching = weakref.ref(value)
+    assert watching() is value
+    assert canonical(value) == form
+
+
+def test_keys_with_one_form_need_no_order_among_their_values() -> None:
+    assert canonical({float("nan"): {}, float("nan"): []}) == "d2[fnan;d0[fnan;l0["
+
+
+def test_as_many_names_as_values_are_asked_for() -> None:
+    with pytest.raises(ValueError):
+        canonical_arguments(("a", "b"), (1,))
 
 
 def is_same(left: Any, right: Any) -> bool:
@@ -299,6 +368,48 @@ def test_what_has_no_form_raises_and_names_its_parameter(make: Callable[[], Any]
     with pytest.raises(UnkeyableParameter) as caught:
         canonical_arguments(("fine", "bad"), (1, value))
     assert caught.value.parameter == "bad"
+
+
+REASONS: list[tuple[Any, str]] = [
+    (threading.Lock(), "a _thread.lock object"),
+    ([].append, "a method of a builtins.list"),
+    (np.array([object()]), "a numpy array of objects, or of a class of its own"),
+    (schema(a=(Callable[[], int], ...)), "the class tests.test_canonical.Answer (it has no JSON schema)"),
+    (typing.IO(), "a typing.IO"),
+    (holding_itself([], lambda made: made.append(made)), "a structure that holds itself or is nested deeper than 150"),
+]
+
+
+@pytest.mark.parametrize(("value", "reason"), REASONS, ids=[reason for _, reason in REASONS])
+def test_the_message_names_the_type(value: Any, reason: str) -> None:
+    for attempt in (lambda: canonical(value), lambda: canonical_arguments(("a",), (value,))):
+        with pytest.raises(Unkeyable) as caught:
+            attempt()
+        assert str(caught.value) == reason
+
+
+def nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+    return functools.reduce(lambda inner, _: wrap(inner), range(depth), 0)
+
+
+WRAPS: dict[str, Callable[[Any], Any]] = {
+    "list": lambda inner: [inner], "dict": lambda inner: {"a": inner}, "tuple": lambda inner: (inner,),
+    "set": lambda inner: frozenset({inner}), "dataclass": Point, "slice": lambda inner: slice(inner),
+}  # fmt: skip
+DEEPEST = {"list": 150, "dict": 150, "tuple": 150, "set": 150, "dataclass": 50, "slice": 75}
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_levels_are_counted_exactly(kind: str) -> None:
+    canonical(nested(DEEPEST[kind], WRAPS[kind]))
+    with pytest.raises(Unkeyable, match="150"):
+        canonical(nested(DEEPEST[kind] + 1, WRAPS[kind]))
+
+
+def test_levels_are_counted_in_the_keys_of_a_dict_too() -> None:
+    canonical({nested(149, WRAPS["tuple"]): 0})
+    with pytest.raises(Unkeyable, match="150"):
+        canonical({nested(150, WRAPS["tuple"]): 0})
 
 
 def test_an_own_key_that_fails_names_its_parameter_and_the_error_but_not_its_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from aimemo import SQLiteCache, cached_ai_call
+from aimemo.errors import InfrastructureError
 from aimemo.management.cli import app
+from aimemo.management.service import Operations
 from aimemo.setup import config
 from tests.kit.servers import HOST, Server, free_port
 
@@ -86,11 +89,35 @@ def test_what_is_exported_can_be_imported_elsewhere(url: str, tmp_path: Path) ->
     there.close()
 
 
-@pytest.mark.parametrize("text", ["", "{}\n", "not json\n", '{"format": "aimemo-export-1"}\n{"key": 1}\n'])
-def test_a_faulty_export_is_refused(url: str, tmp_path: Path, text: str) -> None:
+HEAD = b'{"format": "aimemo-export-1"}\n'
+FAULTY = [
+    (b"{}\n", 1), (b"not json\n", 1), (b"[1]\n", 1), (b"null", 1), (b"\xff\xfe\xff\n", 1), (b"[" * 100_000, 1),
+    (HEAD + b'{"key": 1}\n', 2), (HEAD + b"[1]\n", 2), (HEAD + b"\x80\n", 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "number"), FAULTY, ids=range(len(FAULTY)))
+def test_a_faulty_export_is_refused(url: str, tmp_path: Path, data: bytes, number: int) -> None:
     file = tmp_path / "faulty.jsonl"
-    file.write_text(text)
-    run("import", str(file), "--url", url, code=0 if not text else 2)
+    file.write_bytes(data)
+    assert run("import", str(file), "--url", url, code=2).startswith(f"aimemo: line {number} ")
+
+
+def test_an_empty_file_is_no_fault(url: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert run_json("import", str(tmp_path / "empty"), "--url", url) == {"entries": 0}
+
+
+def test_an_export_that_fails_changes_no_file(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(_: Operations) -> AsyncIterator[dict[str, str]]:
+        yield {"format": "aimemo-export-1"}
+        raise InfrastructureError("the store is away")
+
+    (tmp_path / "export.jsonl").write_text("the last one")
+    monkeypatch.setattr(Operations, "export", fail)
+    run("export", str(tmp_path / "export.jsonl"), "--url", url, code=1)
+    assert (tmp_path / "export.jsonl").read_text() == "the last one"
+    assert [file.name for file in tmp_path.glob("export*")] == ["export.jsonl"]
 
 
 def test_presets_are_shown() -> None:

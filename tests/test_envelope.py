@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 import pickle
+import random
 import resource
 import sqlite3
 import struct
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 from aimemo import CodecError, SQLiteCache, cached_ai_call
 from aimemo.core import opened
 from aimemo.core.codec import pack, unpacker
-from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, Head, read_head, seal, unseal
+from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, Head, clean_facts, read_head, seal, unseal
 from aimemo.core.types import TypeResolver
 from tests.kit.clock import Clock
 
@@ -70,6 +73,90 @@ def test_what_only_a_later_version_could_have_written_is_an_unknown_format(at: i
     with pytest.raises(DamagedEntry) as caught:
         unseal(with_field(sealed(SMALL), at, value), MARK)
     assert caught.value.reason == "unknown_format"
+
+
+def zstd(payload: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_content_size=True).compress(payload)
+
+
+FREE = 256 * 1024
+WHOLE = sealed(SMALL)
+DAMAGES: dict[str, tuple[Any, str]] = {
+    "text": (WHOLE.decode("latin-1"), "truncated"), "head alone": (WHOLE[:HEAD_SIZE], "truncated"),
+    "no checksum": (WHOLE[: HEAD_SIZE + 7], "truncated"), "cut": (WHOLE[: HEAD_SIZE + 8], "checksum"),
+    "magic": (with_field(WHOLE, 0, b"xx"), "unknown_format"), "version": (with_field(WHOLE, 1, 2), "unknown_format"),
+    "fingerprint": (with_field(WHOLE, 3, bytes(16)), "foreign_value"), "checksum": (WHOLE[:-1] + b"x", "checksum"),
+    "facts that are a byte too long": (with_field(forged(WHOLE, b""), 11, 1), "unknown_format"),
+    "raw length": (with_field(WHOLE, 10, len(SMALL) + 1), "raw_length"),
+    "length of a frame": (forged(WHOLE, zstd(LARGE), flags=1, raw_length=len(LARGE) + 1), "raw_length"),
+    "no frame": (forged(WHOLE, bytes(5000), flags=1, raw_length=1_000_000), "compression"),
+    "more than 200 times as much": (forged(WHOLE, bytes(5000), flags=1, raw_length=1_000_001), "expansion"),
+    "more than is free": (forged(WHOLE, zstd(bytes(FREE + 1)), flags=1, raw_length=FREE + 1), "expansion"),
+    "facts": (forged(WHOLE, SMALL, facts=b"\xc1"), "facts"),
+    "facts that are none": (forged(WHOLE, SMALL, facts=msgpack.packb([[], []])), "facts"),
+    "tags that are none": (forged(WHOLE, SMALL, facts=msgpack.packb([{}, {}])), "facts"),
+    "tags that are numbers": (forged(WHOLE, SMALL, facts=msgpack.packb([{}, ["a", 1]])), "facts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_damage_has_a_reason(data: Any, reason: str) -> None:
+    with pytest.raises(DamagedEntry) as caught:
+        unseal(data, MARK)
+    assert caught.value.reason == reason
+    assert str(caught.value) == f"a stored entry was not usable: {reason}"
+
+
+def test_what_is_free_may_be_expanded_from_however_few_bytes() -> None:
+    assert unseal(forged(WHOLE, zstd(bytes(FREE)), flags=1, raw_length=FREE), MARK).payload == bytes(FREE)
+
+
+@pytest.mark.parametrize("facts", [{}, FACTS], ids=["no facts", "facts"])
+@pytest.mark.parametrize("tags", [(), TAGS], ids=["no tags", "tags"])
+@pytest.mark.parametrize("payload", [b"", SMALL], ids=len)
+def test_what_is_not_there_takes_no_room(facts: dict[str, Any], tags: tuple[str, ...], payload: bytes) -> None:
+    envelope = Envelope(1.0, 2.0, 3.0, 0.5, facts, tags, payload)
+    blob = seal(envelope, MARK, 1000, 3)
+    assert unseal(blob, MARK) == envelope
+    assert (len(blob) == HEAD_SIZE + len(payload) + 8) is not bool(facts or tags)
+
+
+CLEAN: list[tuple[dict[Any, Any], dict[str, Any]]] = [
+    ({"model": "m", "tokens": 0, "cost": 0, "more": 1}, {"model": "m", "tokens": 0, "cost": 0.0}),
+    ({"model": "a\nb", "tokens": -1, "cost": -0.01}, {}),
+    ({"model": b"m", "tokens": 1.0, "cost": "1"}, {}),
+    ({"tokens": 2**53 - 1, "cost": 2**53 - 1}, {"tokens": 2**53 - 1, "cost": 2.0**53 - 1}),
+    ({"tokens": 2**53, "cost": 2**53}, {}),
+    ({"tokens": True, "cost": decimal.Decimal("0.5")}, {"tokens": 1, "cost": 0.5}),
+    ({"cost": float("nan")}, {}),
+]
+
+
+@pytest.mark.parametrize(("facts", "clean"), CLEAN)
+def test_facts_that_cannot_be_counted_are_left_out(facts: dict[Any, Any], clean: dict[str, Any]) -> None:
+    cleaned = clean_facts(facts)
+    assert cleaned == clean
+    assert {name: type(value) for name, value in cleaned.items()} == {name: type(clean[name]) for name in clean}
+
+
+def test_a_thread_compresses_at_each_level_it_is_told_and_reads_what_another_wrote() -> None:
+    payload = b" ".join(str(number * number).encode() for number in range(3000))
+    envelope = Envelope(1.0, 2.0, 3.0, 0.5, {}, (), payload)
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as reader:
+        fast, small, again = (writer.submit(seal, envelope, MARK, 0, level).result() for level in (1, 19, 1))
+        assert reader.submit(lambda: [unseal(blob, MARK) for blob in (fast, small)]).result() == [envelope] * 2
+    assert len(fast) > len(small)
+    assert fast == again
+    frame = zstandard.get_frame_parameters(fast[HEAD_SIZE:])
+    assert (frame.content_size, frame.has_checksum) == (len(payload), True)
+
+
+def test_compression_that_saves_exactly_a_tenth_is_kept() -> None:
+    noise = random.Random(1).randbytes(2000)
+    compressor = zstandard.ZstdCompressor(level=3, write_content_size=True, write_checksum=True)
+    payloads = (noise[:size] + bytes(total - size) for total in range(1000, 1500, 10) for size in range(850, total))
+    payload = next(raw for raw in payloads if 10 * len(compressor.compress(raw)) == 9 * len(raw))
+    assert sealed(payload, 0)[3] == 1
 
 
 def test_the_head_alone_tells_times_and_size() -> None:

@@ -167,6 +167,7 @@ async def test_a_failing_hook_is_logged_and_counted_and_harms_nobody(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.leaves("hooks that hang")
 @pytest.mark.parametrize("count", [1, 3])
 async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at_all(
     remember: Remember, cache: Cache, listen: Any, count: int, monkeypatch: pytest.MonkeyPatch
@@ -190,6 +191,7 @@ async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at
     assert cache.stats().callback_errors >= count
 
 
+@pytest.mark.leaves("hooks that hang")
 async def test_a_slow_hook_that_fails_beside_the_callers_is_counted_too(
     remember: Remember, cache: Cache, listen: Any, caplog: Any
 ) -> None:
@@ -215,6 +217,7 @@ async def test_a_slow_hook_that_fails_beside_the_callers_is_counted_too(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.leaves("hooks that hang")
 def test_a_slow_hook_left_behind_by_a_loop_is_told_on_the_next_one(cache: Cache, listen: Any) -> None:
     async def slow_at_first(event: CacheEvent) -> None:
         told.append(event)

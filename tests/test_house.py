@@ -22,7 +22,7 @@ FLOORS = (
     ("measure",),
     ("setup",),
     ("cached", "compiled", "options", "identity", "memoized", "memoize"),
-    ("management", "integrations"),
+    ("management", "integrations", "testing"),
     ("__main__",),
 )
 FRONT = FLOORS[7]

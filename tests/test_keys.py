@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aimemo import Cache, InMemoryCache, SQLiteCache, UnkeyableArgumentError, cached_ai_call
-from aimemo.core.keys import digest_of, key_prefix, make_key, operation_of
+from aimemo.core.keys import digest_of, fingerprint, key_prefix, make_key, operation_of
 from aimemo.core.ports import compile_glob
 
 FORM = re.compile(r"op:([^|]*)\|txt:([^|]*)\|([0-9a-f]{32})")
@@ -72,11 +72,24 @@ def test_a_key_of_another_form_has_no_operation_and_a_digest_that_hides_it(key: 
     assert digest_of(key) != digest_of(key + "x")
 
 
+@pytest.mark.parametrize("part", ["%FF", "%", "%41", "%7c"])
+def test_what_no_operation_is_escaped_to_names_none(part: str) -> None:
+    assert operation_of(f"op:{part}|txt:|{ZEROS}") == ""
+
+
 @given(st.text(), st.text())
 def test_only_the_identity_decides_the_digest(left: str, right: str) -> None:
     digests = {digest_of(key_of("op", left, 0, identity)) for identity in (left, right)}
     assert len(digests) == len({left, right})
     assert digest_of(key_of("op", left, 9, left)) == digest_of(key_of("po", right, 0, left))
+
+
+def test_keys_and_fingerprints_are_made_as_ever() -> None:
+    """Another key, or fingerprint, would lose all that is in stores already."""
+    assert key_of("ask|it", "a text", 9, "identity") == "op:ask%7Cit|txt:a text|689f6a627384c7dcb2dcc1487e540223"
+    assert key_of("", None, 0, "\ud800é") == "op:|txt:|e735d000df46d8ed6614cbd75d6ee94b"
+    assert fingerprint("space", "key").hex() == "dafea936d984c57862faef288824bfec"
+    assert fingerprint("\ud800", "\udfff|").hex() == "883a833c83fc2a8f31a24888cbf269cb"
 
 
 def xxh3(text: str) -> str:

@@ -187,6 +187,13 @@ async def test_retry_after_is_when_there_is_room(client: Any, name: str) -> None
     assert not (await done(limiter.check(name, 4))).is_allowed
 
 
+async def test_a_wait_is_as_exact_over_the_longest_window(client: Any, name: str) -> None:
+    seconds = 365 * 24 * 60 * 60
+    limiter = RateLimiter(client, 1, seconds)
+    assert await done(limiter.is_allowed(name))
+    assert seconds - 100 < (await done(limiter.check(name))).retry_after <= seconds
+
+
 async def test_acquire_waits_for_room_and_no_longer_than_its_deadline(client: Any, name: str) -> None:
     limiter = RateLimiter(client, 1, 0.4)
     await done(limiter.check(name))
@@ -308,6 +315,8 @@ async def test_a_weight_that_is_never_admitted_is_refused(weight: Any, method: s
         ({"max_requests": True}, "max_requests"),
         ({"window_seconds": 0}, "window_seconds"),
         ({"window_seconds": -1}, "window_seconds"),
+        ({"window_seconds": 0.000999}, "window_seconds must be at least 0.001"),
+        ({"max_requests": 2**31 + 1}, "max_requests"),
         ({"window_seconds": "60"}, "window_seconds"),
         ({"when_away": "ajar"}, "when_away"),
     ],
@@ -315,6 +324,45 @@ async def test_a_weight_that_is_never_admitted_is_refused(weight: Any, method: s
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         RateLimiter(redis.Redis(), **{"max_requests": 1, "window_seconds": 1, **settings})
+
+
+@pytest.mark.parametrize("limit", [1, 2**31])
+def test_the_least_and_the_greatest_settings_are_taken(limit: int) -> None:
+    assert RateLimiter(redis.Redis(), limit, 0.001).max_requests == limit
+
+
+def test_what_a_limiter_counts_is_kept_where_it_ever_was() -> None:
+    """Under other names, a new version would forget what was admitted in the window."""
+    start = "aimemo:limit:{limit:1500000:a%7Bb}"
+    assert RateLimiter(redis.Redis(), 1, 1.5)._keys("a{b") == [start, f"{start}:sum"]
+
+
+async def test_without_a_hook_a_server_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with client_at("sync", free_port()) as client:
+        limit = RateLimiter(client, 3, 2, name="mine").check("a")
+    assert (limit.is_allowed, limit.remaining, limit.retry_after) == (True, 0, 0)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "'mine' fails open" in caplog.text
+
+
+@pytest.mark.parametrize("world", WORLDS)
+async def test_a_limited_function_spends_its_weight_for_everybody_and_keeps_its_name(name: str, world: str) -> None:
+    async with client_at(world, shared("server").port) as client:
+        limiter = RateLimiter(client, 5, 60, name=name)
+
+        def ask(text: str) -> str:
+            return text
+
+        async def ask_in_task(text: str) -> str:
+            return text
+
+        function = ask if world == "sync" else ask_in_task
+        limited = rate_limited(limiter, weight=3)(function)
+        assert limited.__name__ == function.__name__
+        assert await done(limited("a")) == "a"
+        assert (await done(limiter.check("everybody"))).remaining == 2
+        with pytest.raises(RateLimitedError, match=re.escape(f"{name}: no room for this request for ")):
+            await done(limited("b"))
 
 
 @pytest.mark.parametrize("who", [None, 5, b"a", "\ud800"], ids=repr)

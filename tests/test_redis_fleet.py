@@ -427,6 +427,7 @@ async def test_when_the_leader_is_cancelled_the_others_of_all_processes_are_answ
     assert work.runs == 1
 
 
+@pytest.mark.leaves("what goes on in the background")
 async def test_when_the_computation_itself_is_cancelled_another_process_takes_it_up_at_once(
     peers: list[GenericRedisCache],
 ) -> None:
@@ -529,6 +530,7 @@ async def test_refresh_and_bypass_do_not_wait_for_a_lease(peers: list[GenericRed
     assert await asyncio.wait_for(holder, 5) == "theirs"
 
 
+@pytest.mark.leaves("what goes on in the background")
 @each_world
 async def test_a_stale_answer_is_refreshed_once_in_a_fleet(peers: list[GenericRedisCache], world: str) -> None:
     policy = {"ttl": 0.3, "stale_while_revalidate": 1000}
@@ -607,6 +609,7 @@ async def test_an_error_of_a_strict_cache_right_after_it_got_a_lease_leaves_no_l
         assert await asyncio.wait_for(start(world, there, Work("theirs", is_open=True)), LEASE + 1) == "theirs"
 
 
+@pytest.mark.leaves("what goes on in the background")
 async def test_callers_cut_off_with_their_event_loop_leave_no_lease_behind() -> None:
     dice = random.Random(1)
     with caches(shared("server").url, 1) as [cache]:

@@ -6,14 +6,12 @@ import asyncio
 import functools
 import gc
 import itertools
-import multiprocessing
 import os
 import re
 import socket
 import statistics
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -23,6 +21,7 @@ import pytest
 
 from aimemo import Cache, GenericRedisCache, cached_ai_call, record_calls
 from tests.kit.clock import Clock
+from tests.kit.forks import Fork
 from tests.kit.looking import until
 from tests.kit.redis_caches import redis_cache, shared
 from tests.kit.redis_processes import OtherProcess
@@ -338,6 +337,7 @@ def stored_value(server: Server, make: Make, key: str) -> Any:
     return make(server.url, enable_l1_cache=False).blocking.get(key)
 
 
+@pytest.mark.leaves("who connects to a server that hangs")
 @pytest.mark.parametrize("way", REPLACEMENTS)
 def test_a_replacement_that_redis_does_not_answer_costs_one_deadline(
     deaf: Server, make: Make, world: str, way: str
@@ -839,36 +839,6 @@ def lifetimes(kind: Any, cache: GenericRedisCache) -> dict[str, float]:
 
 
 # Forks (F12)
-
-
-class Fork:
-    """A forked child that runs `body` with one end of a pipe. Leaving waits for it, and fails if it failed."""
-
-    def __init__(self, body: Callable[[Connection], Any]) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                body(theirs)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        theirs.close()
-
-    def hear(self) -> Any:
-        assert self.pipe.poll(10), "the child says nothing"
-        return self.pipe.recv()
-
-    def __enter__(self) -> Fork:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        status = os.waitpid(self.pid, 0)[1]
-        self.pipe.close()
-        assert os.waitstatus_to_exitcode(status) == 0, "the child failed"
 
 
 KEYS = [f"key-{number}" for number in range(30)]

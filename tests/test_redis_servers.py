@@ -25,12 +25,12 @@ import redis.asyncio.cluster
 import redis.asyncio.sentinel
 import redis.cluster
 import redis.sentinel
-from redis.crc import key_slot
 
 from aimemo import GenericRedisCache, InfrastructureError, cached_ai_call
 from aimemo.link import aio, blocking
 from aimemo.link.urls import Address
 from tests.kit.servers import HOST, ClusterOfThree, Server, Watched, binaries, free_port, wait_until
+from tests.kit.slots import Move, move_all, spread
 
 Ask = Callable[..., Awaitable[Any]]
 Make = Callable[..., GenericRedisCache]
@@ -299,12 +299,6 @@ async def test_a_lease_that_was_held_when_writes_failed_ends_by_itself(make: Mak
 # F24: failover
 
 
-def is_promoted(watched: Watched) -> bool:
-    if watched.master_port() != watched.second.port:
-        return False
-    return bool(watched.second.client.info("replication")["role"] == "master")
-
-
 class Load:
     """Callers of both worlds, who go on until they are stopped. Each answer must carry its own question."""
 
@@ -406,7 +400,7 @@ async def test_two_seconds_after_a_promotion_both_worlds_read_and_write_again(
             for ask in WORLDS.values():
                 await until(lambda ask=ask: keeps(cache, ask))
             await asyncio.to_thread(end, watched)
-            await asyncio.to_thread(wait_until, lambda: is_promoted(watched), "the replica is promoted", 30)
+            await asyncio.to_thread(wait_until, lambda: watched.is_promoted(), "the replica is promoted", 30)
             promoted = time.monotonic()
             for ask in WORLDS.values():
                 await until(lambda ask=ask: keeps(cache, ask), 10)
@@ -426,7 +420,7 @@ async def test_two_seconds_after_a_promotion_tasks_hear_of_removals_again(
         here, there = make(watched.url, deadline=0.1), make(watched.url, deadline=0.1, enable_l1_cache=False)
         await here.set("key", "old")
         await asyncio.to_thread(end, watched)
-        await asyncio.to_thread(wait_until, lambda: is_promoted(watched), "the replica is promoted", 30)
+        await asyncio.to_thread(wait_until, lambda: watched.is_promoted(), "the replica is promoted", 30)
         await asyncio.sleep(2)
         await until(lambda: keeps(here, in_tasks))
         await until(lambda: keeps(there, in_tasks))
@@ -451,7 +445,7 @@ async def test_the_old_master_as_replica_is_not_written_to(make: Make) -> None:
         for ask in WORLDS.values():
             await until(lambda ask=ask: keeps(cache, ask))
         ask_for_failover(watched)
-        await asyncio.to_thread(wait_until, lambda: is_promoted(watched), "the replica is promoted", 30)
+        await asyncio.to_thread(wait_until, lambda: watched.is_promoted(), "the replica is promoted", 30)
         role = lambda: watched.first.client.info("replication")["role"] == "slave"
         await asyncio.to_thread(wait_until, role, "the old master is a replica", 30)
         for ask in WORLDS.values():
@@ -460,69 +454,6 @@ async def test_the_old_master_as_replica_is_not_written_to(make: Make) -> None:
 
 
 # F25: a cluster whose slots move
-
-
-def views(node: Server) -> list[list[str]]:
-    """What a node knows of all: for each a line of its id, address, flags, epoch… and ranges of slots."""
-    return [line.split() for line in node.ask("CLUSTER", "NODES").decode().splitlines()]
-
-
-def agree(cluster: ClusterOfThree) -> bool:
-    """Whether all nodes know the same of who serves which slots, and since which epoch."""
-    known = [{(line[0], line[6], *line[8:]) for line in views(node)} for node in cluster.nodes]
-    return known[0] == known[1] == known[2] and len({line[6] for line in views(cluster.nodes[0])}) == 3
-
-
-class Move:
-    """The slot of a bucket on its way from the node that serves it to another, step by step."""
-
-    def __init__(self, cluster: ClusterOfThree, bucket: int, target: Server | None = None) -> None:
-        self.cluster = cluster
-        self.slot = key_slot(f"{{aimemo:{bucket}}}".encode())
-        self.source = next(node for node in cluster.nodes if self._serves(node))
-        self.target = target or next(node for node in cluster.nodes if node is not self.source)
-        self._source_id, self._target_id = (node.ask("CLUSTER", "MYID") for node in (self.source, self.target))
-
-    def _serves(self, node: Server) -> bool:
-        myself = next(line for line in views(node) if "myself" in line[2])
-        ranges = (part.partition("-") for part in myself[8:] if not part.startswith("["))
-        return any(int(first) <= self.slot <= int(last or first) for first, _, last in ranges)
-
-    def begin(self) -> None:
-        self.target.ask("CLUSTER", "SETSLOT", self.slot, "IMPORTING", self._source_id)
-        self.source.ask("CLUSTER", "SETSLOT", self.slot, "MIGRATING", self._target_id)
-
-    def names(self, count: int) -> list[bytes]:
-        found: list[bytes] = self.source.ask("CLUSTER", "GETKEYSINSLOT", self.slot, count)
-        return found
-
-    def carry(self, *names: bytes) -> None:
-        self.source.ask("MIGRATE", HOST, self.target.port, "", 0, 5000, "KEYS", *names)
-
-    def end(self) -> None:
-        """Carry what is left, and tell all."""
-        while names := self.names(10):
-            self.carry(*names)
-        for node in (self.target, self.source, *self.cluster.nodes):
-            node.ask("CLUSTER", "SETSLOT", self.slot, "NODE", self._target_id)
-        wait_until(lambda: agree(self.cluster), "all nodes agree")
-
-    def __call__(self) -> None:
-        self.begin()
-        self.end()
-
-
-def move_all(cluster: ClusterOfThree, buckets: range, target: Server) -> None:
-    for bucket in buckets:
-        move = Move(cluster, bucket, target)
-        if move.source is not target:
-            move()
-
-
-def spread(cluster: ClusterOfThree) -> None:
-    """Every node serves a third of the buckets."""
-    for number, node in enumerate(cluster.nodes):
-        move_all(cluster, range(number * 16 // 3, (number + 1) * 16 // 3), node)
 
 
 @pytest.fixture(scope="module")

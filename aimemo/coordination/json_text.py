@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -17,12 +18,12 @@ def to_json(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         text.encode()  # half a surrogate pair is no text for other languages
-        is_same = _is_plain(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CodecError(f"{type(value).__name__} cannot be written as JSON: {type(error).__name__}") from error
-    if not is_same:
-        raise CodecError("only None, booleans, numbers, text, lists and dictionaries with text as keys can be JSON")
-    return text
+        if _is_plain(value):
+            return text
+        fault = "only None, booleans, numbers, text, lists and dictionaries with text as keys can be JSON"
+    except (TypeError, ValueError, RecursionError) as error:  # not the cause, for it may hold the value
+        fault = f"{type(value).__name__} cannot be written as JSON: {type(error).__name__}"
+    raise CodecError(fault)
 
 
 def _is_plain(value: Any) -> bool:
@@ -37,7 +38,6 @@ def from_json(text: str | bytes) -> Any:
     Raises:
         CodecError: it is not JSON.
     """
-    try:
+    with contextlib.suppress(ValueError, RecursionError):  # not the cause, for it would hold the text
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CodecError("this is not JSON") from error
+    raise CodecError("this is not JSON")

@@ -213,12 +213,46 @@ class TaskRuntime:
 
     def call_hook_beside(self, function: Callable[..., Any], args: tuple[Any, ...], done: HookDone) -> None:
         async def call() -> None:
-            result = function(*args) if is_async else await asyncio.to_thread(function, *args)
-            if inspect.isawaitable(result):
-                await result
+            try:
+                result = function(*args) if is_async else await _in_daemon(function, args)
+                if inspect.isawaitable(result):
+                    await result
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise
+                raise RuntimeError("the hook raised CancelledError") from error
 
         is_async = inspect.iscoroutinefunction(function)
         _start(call()).add_done_callback(lambda task: done(None if task.cancelled() else task.exception()))
+
+
+def _in_daemon(function: Callable[..., T], args: tuple[Any, ...]) -> asyncio.Future[T]:
+    """Call a function in a thread that nobody waits for, at the end of the loop neither: it may never return."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: Any) -> None:
+        if future.done():
+            return
+        if isinstance(result, Failure):
+            error = result.error  # a future takes no StopIteration, and a CancelledError would be its task's
+            is_usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            future.set_exception(error if is_usual else RuntimeError(f"the hook raised {type(error).__name__}"))
+        else:
+            future.set_result(result)
+
+    def call() -> None:
+        try:
+            result: Any = context.run(function, *args)
+        except BaseException as error:
+            result = Failure.of(error)
+        with contextlib.suppress(RuntimeError):  # the loop is over
+            loop.call_soon_threadsafe(tell, result)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=call, name="aimemo-hook", daemon=True).start()
+    return future
 
 
 async def _hook(result: Awaitable[Any]) -> None:

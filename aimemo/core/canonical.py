@@ -75,7 +75,12 @@ def canonical_arguments(names: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def class_name(cls: type) -> str:
+    """As people write it; `_full_name` is for forms, because both of its parts may hold dots."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _write(value: Any, add: Add, depth: int) -> None:
@@ -161,7 +166,7 @@ def _tagged(tag: str, parts: Callable[[Any], tuple[Any, ...]]) -> Writer:
 
 
 def _write_object(value: Any, add: Add, depth: int, state: Any) -> None:
-    name = class_name(type(value))
+    name = _full_name(type(value))
     add(f"o{len(name)}:{name}")
     _write(state, add, _below(depth))
 
@@ -190,7 +195,8 @@ def _write_pydantic(value: Any, add: Add, depth: int) -> None:
 
 
 def _write_builtin_subclass(value: Any, add: Add, depth: int) -> None:
-    _write_object(value, add, depth, (_plain_view(value), _attributes(value)))
+    factory = (value.default_factory,) if hasattr(value, "default_factory") else ()  # of a defaultdict
+    _write_object(value, add, depth, (_plain_view(value), _attributes(value), *factory))
 
 
 def _plain_view(value: Any) -> Any:
@@ -200,10 +206,17 @@ def _plain_view(value: Any) -> Any:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """All that an instance holds, in its dictionary and in its slots."""
-    slots = (vars(cls).get("__slots__", ()) for cls in type(value).__mro__ if cls not in _PLAIN)
-    names = {name for each in slots for name in ((each,) if isinstance(each, str) else each)}
+    names = {name for cls in type(value).__mro__ if cls not in _PLAIN for name in _slots(cls)}
     held = {name: getattr(value, name) for name in names - {"__dict__", "__weakref__"} if hasattr(value, name)}
     return {**held, **getattr(value, "__dict__", {})}
+
+
+def _slots(cls: type) -> list[str]:
+    """The names of a class's own slots, private ones as the class mangles them."""
+    slots = vars(cls).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    prefix = f"_{cls.__name__.lstrip('_')}"
+    return [prefix + name if name.startswith("__") and not name.endswith("__") else name for name in names]
 
 
 def _write_ndarray(value: Any, add: Add, depth: int) -> None:
@@ -226,7 +239,7 @@ def _write_builtin_function(value: Any, add: Add, depth: int) -> None:
 
 
 def _write_class(value: type, add: Add, depth: int) -> None:
-    _write_object(value, add, depth, (class_name(value), _shape(value)))
+    _write_object(value, add, depth, (_full_name(value), _shape(value)))
 
 
 def _shape(cls: type) -> Any:
@@ -238,10 +251,11 @@ def _shape(cls: type) -> Any:
     if dataclasses.is_dataclass(cls):
         return [(field.name, field.type) for field in dataclasses.fields(cls)]
     if typing.is_typeddict(cls) or hasattr(cls, "_fields"):
-        return dict(getattr(cls, "__annotations__", {}))
+        return dict(getattr(cls, "__annotations__", {})), getattr(cls, "__required_keys__", None)
     return None
 
 
+_OF_TYPE_NAMES = ("__supertype__", "__bound__", "__constraints__", "__covariant__", "__contravariant__")
 _INITVAR = vars(dataclasses)["_FIELD_INITVAR"]
 
 _SCHEMAS: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
@@ -259,7 +273,8 @@ def _pydantic_schema(cls: Any) -> str:
 
 
 def _write_generic(value: Any, add: Add, depth: int) -> None:
-    _write_object(value, add, depth, (typing.get_origin(value), typing.get_args(value)))
+    star = ("*",) if getattr(value, "__unpacked__", False) else ()
+    _write_object(value, add, depth, (typing.get_origin(value), typing.get_args(value), *star))
 
 
 def _write_typing(value: Any, add: Add, depth: int) -> None:
@@ -269,7 +284,7 @@ def _write_typing(value: Any, add: Add, depth: int) -> None:
     names = [getattr(value, name, None) for name in ("_name", "__name__", "__forward_arg__")]
     if not any(names):
         raise Unkeyable(f"a {class_name(type(value))}")
-    _write_object(value, add, depth, (names, getattr(value, "__supertype__", None)))
+    _write_object(value, add, depth, (names, [getattr(value, name, None) for name in _OF_TYPE_NAMES]))
 
 
 def _zone(value: Any) -> Any:

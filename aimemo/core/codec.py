@@ -165,6 +165,8 @@ class _Unpacking:
         )
 
     def restore(self, code: int, data: bytes) -> Any:
+        if len(data) * self.depth > MAX_RAW:
+            raise CodecError("stored bytes are too large for how deeply they are nested")  # each level has a copy
         if self._deeper is None:
             self._deeper = _Unpacking(self.types, self.depth + 1)
         state = self._deeper.unpack(data)

@@ -48,6 +48,8 @@ class _Force:
     is_over: bool = False
 
 
+_DISABLED: Final[list[None]] = []
+
 _FORCE: Final[ContextVar[_Force | None]] = ContextVar("aimemo_force", default=None)
 
 
@@ -61,6 +63,8 @@ def _in_force() -> Iterator[_Force]:
 
 def current_mode() -> Mode | None:
     """What the innermost `bypass()` or `refresh()` in force asks for; read only behind the gate."""
+    if _DISABLED:
+        return "bypass"
     return next((force.mode for force in _in_force() if force.mode is not None), None) if GATE else None
 
 
@@ -87,6 +91,18 @@ def bypass() -> Iterator[None]:
     """Every decorated call in the context calls its function and touches no cache."""
     with _enforced("bypass"):
         yield
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+    """As `bypass()`, for every thread and every task of the process."""
+    GATE.append(None)
+    _DISABLED.append(None)
+    try:
+        yield
+    finally:
+        _DISABLED.pop()
+        GATE.pop()
 
 
 @contextlib.contextmanager

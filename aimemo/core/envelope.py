@@ -69,6 +69,7 @@ def seal(envelope: Envelope, fingerprint: bytes, threshold: int, level: int) -> 
 
 
 HEAD_SIZE: Final = _HEAD.size
+_FOR_EVER: Final = float("inf")
 
 
 class Head(NamedTuple):
@@ -86,7 +87,7 @@ def read_head(data: bytes, fingerprint: bytes) -> Head | None:
     if len(data) < HEAD_SIZE:
         return None
     magic, version, _, owner, created, fresh, usable, seconds, _, _, raw_length, _ = _HEAD.unpack_from(data)
-    if magic != MAGIC or version != VERSION or owner != fingerprint:
+    if magic != MAGIC or version != VERSION or owner != fingerprint or not 0 <= seconds < _FOR_EVER:
         return None
     return Head(created, fresh, usable, seconds, raw_length)
 
@@ -110,7 +111,7 @@ def unseal(data: bytes, fingerprint: bytes) -> Envelope:
     if xxhash.xxh3_64_digest(memoryview(data)[:end]) != data[end:]:
         raise DamagedEntry("checksum")
     start = _HEAD.size + facts_length
-    if codec != CODEC_MSGPACK or dictionary or flags > FLAG_ZSTD or start > end:
+    if codec != CODEC_MSGPACK or dictionary or flags > FLAG_ZSTD or start > end or not 0 <= seconds < _FOR_EVER:
         raise DamagedEntry("unknown_format")
     payload = data[start:end]
     if flags & FLAG_ZSTD:

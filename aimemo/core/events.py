@@ -72,6 +72,8 @@ class Hook:
     function: Callable[..., Any]
     is_slow: bool = False
     is_busy: bool = False
+    since: float | None = None
+    """When a caller began to tell it, while it does."""
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -140,13 +142,15 @@ class EventBus:
                 hook, operation, args = self.pending.popleft()
             except IndexError:  # another thread told it
                 return
+            if hook.since is not None and time.perf_counter() - hook.since > HOOK_DEADLINE and not hook.is_slow:
+                self._is_late(hook, operation)  # it holds another caller, who cannot say so
             if hook.is_slow or hook.is_busy or time.perf_counter() - started > HOOK_DEADLINE:
                 self._tell_beside(hook, operation, args, runtime)
             else:
                 await self._tell(hook, operation, args, runtime)
 
     async def _tell(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
-        started = time.perf_counter()
+        started = hook.since = time.perf_counter()
         token = _TELLING.set(True)
         try:
             in_time = await runtime.call_hook(hook.function, args)
@@ -155,9 +159,13 @@ class EventBus:
             return
         finally:
             _TELLING.reset(token)
+            hook.since = None
         if not in_time or time.perf_counter() - started > HOOK_DEADLINE:
-            hook.is_slow = True
-            self._failed(hook, operation, TimeoutError(f"over {HOOK_DEADLINE} s; it will not be waited for again"))
+            self._is_late(hook, operation)
+
+    def _is_late(self, hook: Hook, operation: str) -> None:
+        hook.is_slow = True
+        self._failed(hook, operation, TimeoutError(f"over {HOOK_DEADLINE} s; it will not be waited for again"))
 
     def _tell_beside(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
         if hook.is_busy:

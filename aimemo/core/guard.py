@@ -291,11 +291,11 @@ class Guard:
         return self.breaker if stage == "get" else self.write_breaker
 
     def _failed(self, stage: str, key: str, error: Exception, budget: Budget | None) -> None:
-        self.faults += 1
         breaker = self._breaker(stage)
         if isinstance(error, CodecError):  # one entry's fault: the store did answer
             breaker.succeeded()
         else:
+            self.faults += 1
             if not isinstance(error, HeldUp):
                 breaker.failed(error)
             if budget is not None:

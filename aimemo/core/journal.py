@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aimemo.core.context import CallRecord, Outcome, current_recorders
-from aimemo.core.entry import Entry, PackedEntry
+from aimemo.core.entry import RETIRED, Entry, PackedEntry
 from aimemo.core.envelope import DamagedEntry
 from aimemo.core.events import CacheEvent, EventBus, Hook, Tier, frames
 from aimemo.core.keys import digest_of, operation_of
@@ -67,11 +67,14 @@ class Journal:
 
     def count(self, outcome: Outcome, operation: str, entry: Entry | None, tier: Tier | None) -> None:
         """Count a lookup that nobody watches."""
-        if outcome == "hit" and tier == "l1" and entry is not None:
+        is_local = outcome == "hit" and tier == "l1"
+        if is_local and entry is not None and entry.usable_until != RETIRED:  # it has not left meanwhile
             entry.hits += 1  # and with it what was saved
             return
         tally = self.stats.tally(operation)
         match outcome:
+            case "hit" if is_local:
+                tally.l1_hits += 1
             case "hit":
                 tally.l2_hits += 1
             case "stale":

@@ -147,7 +147,7 @@ class Leader:
                 self._journal.warn(f"an answer of {operation} was not kept: {error}")
             return Landing(answer, spare=spare_of(answer) if flight.followers else None)
         is_kept: bool | None = None
-        if flight.is_outdated:
+        if flight.is_outdated and not replaces:  # what replaces asks the store, which knows what came after its ticket
             is_kept = False
             self._journal.not_kept(call.key, operation, "invalidated")
         elif not may_keep:

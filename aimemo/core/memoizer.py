@@ -94,10 +94,14 @@ class Memoizer:
         if not self.enabled:
             return await self.bypass(call)
         started = self.clock()
-        self._flights.detach(Selector("key", call.key))
         faults = self.tiers.faults
-        landing, leads = await self.tiers.within_budget(self._leader.join(call, None, REPLACE))
-        if isinstance(landing.result, Answer) and not landing.is_kept and faults == self.tiers.faults:
+        is_new = False
+        while not is_new:
+            # What is under way may be kept until this one is: the store refuses what is older than a replacement.
+            self._flights.detach(Selector("key", call.key), is_outdated=False)
+            landing, leads = await self.tiers.within_budget(self._leader.join(call, None, REPLACE))
+            is_new = leads or landing.outcome == "miss"  # a thread may have led a flight that only looked
+        if isinstance(landing.result, Answer) and landing.is_kept is None and faults == self.tiers.faults:
             await self._drop_replaced(call.key)
         result = landing.result if leads else landing.copy() or landing.result
         return await self._conclude(call, "refresh", result, started)

@@ -63,7 +63,7 @@ def restore_enum(cls: type[enum.Enum], name: str | None, value: Any) -> enum.Enu
     member = cls.__members__.get(name or "")
     if member is None and issubclass(cls, enum.Flag):
         member = cls(value)  # a combination of members
-    if member is None or not (member._value_ == value or value != value):
+    if member is None or not (member._value_ == value or (value != value and member._value_ != member._value_)):
         raise CodecError(f"the members of {cls.__qualname__} have changed")
     return member
 
@@ -167,5 +167,10 @@ def restore_ndarray(dtype: str, shape: list[int], data: bytes, is_scalar: bool) 
     kind = numpy.dtype(dtype)
     if kind.hasobject or kind.kind == "V":
         raise CodecError("a numpy array of objects or records cannot be restored")
-    array = numpy.frombuffer(data, kind).reshape(shape).copy() if kind.itemsize else numpy.zeros(shape, kind)
+    if kind.itemsize:
+        array = numpy.frombuffer(data, kind).reshape(shape).copy()
+    elif not shape:
+        array = numpy.zeros((), kind)  # a scalar without text
+    else:
+        raise CodecError("a numpy array of texts without length cannot be restored")  # numpy gives each one a byte
     return array[()] if is_scalar else array

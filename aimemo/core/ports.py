@@ -127,9 +127,9 @@ class Store(Protocol):
         """Taken before a computation, given back to `set` with its result."""
 
     async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
-        """Keep an entry. False: an invalidation came after the ticket, nothing was kept.
+        """Keep an entry. False: an invalidation or a replacement came after the ticket, nothing was kept.
 
-        `replaces`: an older answer, wherever it is, must not be served any more.
+        `replaces`: an older answer, wherever it is, must not be served any more, nor kept with a ticket from before.
 
         None: nothing was kept because it is too large for the store, or (a guard's answer; a store
         raises) because the store is in trouble.

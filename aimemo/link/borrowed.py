@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from aimemo.core.runtime import Failure, Runtime, ThreadRuntime, drive
 from aimemo.errors import ConfigurationError, InfrastructureError, ValidationError
 from aimemo.link.link import script
-from aimemo.link.wire import AnyError, is_missing_script
+from aimemo.link.wire import AnyError, ConnectionLost, is_missing_script
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="HasClient")
@@ -49,7 +51,7 @@ class Borrowed:
         try:
             return await self._execute(command)
         except AnyError as error:
-            raise InfrastructureError(f"Redis did not do {command[0]}: {type(error).__name__}") from error
+            raise _refusal(command[0], error) from error
 
     async def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         """What a script gives; its keys share a hash tag. Raises as `ask`."""
@@ -58,7 +60,7 @@ class Borrowed:
             return await self._execute(command)
         except AnyError as error:
             if not is_missing_script(error):
-                raise InfrastructureError(f"Redis did not run {name}: {type(error).__name__}") from error
+                raise _refusal(name, error) from error
         return await self.ask("EVAL", script(name).source, *command[2:])
 
     async def ask_all(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -70,13 +72,24 @@ class Borrowed:
             replies = pipe.execute()
             return list(await self._wait(replies) if self.is_async else replies)
         except AnyError as error:
-            raise InfrastructureError(f"Redis did not do {commands[0][0]}: {type(error).__name__}") from error
+            raise _refusal(commands[0][0], error) from error
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
         if self._is_task_cluster:  # commands that come while it finds its nodes would lose their connections
             await self.client.initialize()
         reply = self.client.execute_command(*command)
         return await self._wait(reply) if self.is_async else reply
+
+
+def _refusal(what: str, error: Exception) -> InfrastructureError:
+    """What to raise for a client's error. Its text may quote what was sent: only the server's code is left of it."""
+    quotation, _, text = str(error).rpartition("caused error: ")  # by a pipeline
+    if isinstance(error, ConnectionLost) and not quotation:
+        return InfrastructureError(f"Redis did not do {what}: {type(error).__name__}")
+    found = re.match(r"\W*([A-Z]+)\b", text)
+    code = getattr(error, "status_code", None) or (found[1] if found else "no code")
+    error.args = (code,)
+    return InfrastructureError(f"Redis did not do {what}: {type(error).__name__} ({code})")
 
 
 class HasClient(Protocol):
@@ -113,9 +126,8 @@ def tagged(kind: str, name: str) -> str:
     Raises:
         ValidationError: for half a surrogate pair, which no server takes.
     """
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValidationError(f"{kind}: a name must be text that UTF-8 can hold", {kind: "surrogate"}) from error
     safe = name.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return f"aimemo:{kind}:{{{safe}}}"
+    with contextlib.suppress(UnicodeEncodeError):  # not the cause, for it would hold the name
+        safe.encode()
+        return f"aimemo:{kind}:{{{safe}}}"
+    raise ValidationError(f"{kind}: a name must be text that UTF-8 can hold", {kind: "surrogate"})

@@ -140,18 +140,22 @@ async def sampling(work: Operations) -> AsyncIterator[None]:
     is_running = True
 
     async def sample() -> None:
-        while is_running:
-            await work.sample()
-            await runtime.wait_at_most(SAMPLE_SECONDS, stopped)
+        try:
+            while is_running:
+                await work.sample()
+                await runtime.wait_at_most(SAMPLE_SECONDS, stopped)
+        finally:
+            ended.wake()
 
     runtime = TaskRuntime()
-    stopped = runtime.waiter()
+    stopped, ended = runtime.waiter(), runtime.waiter()
     runtime.spawn(sample())
     try:
         yield
     finally:
         is_running = False
         stopped.wake()
+        await runtime.wait_at_most(SAMPLE_SECONDS, ended)
 
 
 def _add_reading(router: APIRouter, work: Operations, also: dict[int | str, dict[str, Any]]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from aimemo.errors import AimemoError, InfrastructureError
+from aimemo.errors import AimemoError, InfrastructureError, ValidationError
 from aimemo.management.doctor import Finding
 from aimemo.management.doctor import examine as _examine
 from aimemo.management.service import Operations
@@ -41,14 +43,14 @@ def run(url: str | None, body: Callable[[Operations], Awaitable[T]]) -> T:
         return asyncio.run(work())
     except InfrastructureError as error:
         raise _exit(1, error) from error
-    except (AimemoError, ImportError, json.JSONDecodeError) as error:
+    except (AimemoError, ImportError) as error:
         raise _exit(2, error) from error
     except OSError as error:
         raise _exit(1, error) from error
 
 
 def _exit(code: int, error: BaseException) -> typer.Exit:
-    Console(stderr=True).print(f"aimemo: {error}", markup=False, highlight=False)
+    Console(stderr=True).print(f"aimemo: {_visible(str(error))}", markup=False, emoji=False, highlight=False)
     return typer.Exit(code)
 
 
@@ -64,13 +66,18 @@ def show(found: Any, as_json: bool, title: str) -> None:
         table.add_column(column, overflow="fold", no_wrap=column == "digest")
     for row in rows:
         table.add_row(*(_text(row.get(column, "")) for column in columns))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # who can write to the store names the operations
 
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_text(each)}" for name, each in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)
+        return ", ".join(f"{_visible(str(name))} {_text(each)}" for name, each in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else _visible(str(value))
+
+
+def _visible(text: str) -> str:
+    """A text with escapes for what would steer the terminal."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 async def first_entries(work: Operations, limit: int, operation: str | None) -> list[dict[str, Any]]:
@@ -87,20 +94,25 @@ async def first_entries(work: Operations, limit: int, operation: str | None) -> 
 async def write_export(work: Operations, file: Path) -> int:
     """Write an export beside the file, and put it in its place when it is whole. How many entries."""
     count = -1
-    partial = file.with_name(file.name + ".partial")
-    with _private(partial) as out, _progress() as progress:
+    with _replacing(file) as out, _progress() as progress:
         bar = progress.add_task("entries", total=None)
         async for line in work.export():
             out.write(json.dumps(line, ensure_ascii=True) + "\n")
             count += 1
             progress.update(bar, advance=1)
-    partial.replace(file)
     return count
 
 
-def _private(file: Path) -> TextIO:
-    """A file for its owner only: answers are in it."""
-    return open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii")
+@contextlib.contextmanager
+def _replacing(file: Path) -> Iterator[TextIO]:
+    """A new file for its owner only, since answers are in it; takes the place of `file` if nothing is raised."""
+    descriptor, name = tempfile.mkstemp(".partial", f"{file.name}.", file.parent)
+    try:
+        with open(descriptor, "w", encoding="ascii") as out:
+            yield out
+        os.replace(name, file)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 async def read_export(work: Operations, file: Path) -> int:
@@ -112,9 +124,16 @@ async def read_export(work: Operations, file: Path) -> int:
 def _lines(file: Path, progress: Progress) -> Iterator[Any]:
     bar = progress.add_task("bytes", total=file.stat().st_size)
     with file.open("rb") as source:
-        for line in source:
+        for number, line in enumerate(source, 1):
             progress.update(bar, advance=len(line))
-            yield json.loads(line)
+            yield _parsed(line, number)
+
+
+def _parsed(line: bytes, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValidationError(f"line {number} is not JSON", {"line": number}) from error
 
 
 def _progress() -> Progress:
@@ -136,15 +155,32 @@ def examine(url: str | None) -> list[Finding]:
     return asyncio.run(work())
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirection is an error: the key of the API would go along to whatever host it names."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        return None
+
+
+_OPENER: Final = urllib.request.build_opener(_NoRedirect)
+
+
+def _counts(server: str, key: str) -> Any:
+    try:
+        request = urllib.request.Request(f"{server.rstrip('/')}/stats", headers={"X-API-Key": key} if key else {})
+        with _OPENER.open(request, timeout=5) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:  # it is an open connection too
+            raise _exit(1, error) from error
+    except (OSError, ValueError) as error:
+        raise _exit(1, error) from error
+
+
 def show_stats(server: str, *, watch: bool, key: str, as_json: bool) -> None:
     """Ask a management API for its counts, once or again and again."""
     while True:
-        try:
-            request = urllib.request.Request(f"{server.rstrip('/')}/stats", headers={"X-API-Key": key} if key else {})
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                found = json.load(answer)
-        except (OSError, ValueError) as error:
-            raise _exit(1, error) from error
+        found = _counts(server, key)
         operations = found.pop("by_operation")
         rows = [{"operation": name or "(by hand)", **own} for name, own in [*operations.items(), ("all", found)]]
         wanted = ("operation", "hit_rate", "hits", "stale_hits", "coalesced", "misses", "seconds_saved", "errors")

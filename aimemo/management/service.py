@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from aimemo.caches.interface import Cache
@@ -133,14 +134,15 @@ class Operations:
 
     async def _search(self, digest: str) -> Stored | None:
         ends = time.monotonic() + SEARCH_SECONDS
-        async for stored in self._all():
-            if digest_of(stored.key) == digest:
-                return stored
-            if time.monotonic() > ends:
-                raise InfrastructureError(f"the entry was not found within {SEARCH_SECONDS:.0f} s")
+        async with contextlib.aclosing(self._all()) as entries:
+            async for stored in entries:
+                if digest_of(stored.key) == digest:
+                    return stored
+                if time.monotonic() > ends:
+                    raise InfrastructureError(f"the entry was not found within {SEARCH_SECONDS:.0f} s")
         return None
 
-    async def _all(self) -> AsyncIterator[Stored]:
+    async def _all(self) -> AsyncGenerator[Stored, None]:
         cursor = ""
         while True:
             found, cursor = await self.cache.memoizer.page(cursor, BATCH)
@@ -253,10 +255,8 @@ class Operations:
         batch: dict[str, Any] = {}
         for number, line in enumerate(lines):
             if number == 0:
-                if line.get("format") != FORMAT:
-                    raise ValidationError(
-                        f"line 1 must say that the format is {FORMAT}", {"format": line.get("format")}
-                    )
+                if not isinstance(line, Mapping) or line.get("format") != FORMAT:
+                    raise ValidationError(f"line 1 must say that the format is {FORMAT}", {"line": 1})
                 continue
             entry = _entry(line, number + 1, self.cache.clock())
             entry.unpack = unpack

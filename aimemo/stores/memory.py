@@ -96,10 +96,23 @@ class MemoryStore:
 
     async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
         self.epoch += 1  # what is being read from a slower store may be older
-        return self._keep(entry, lambda: ticket is None or not ticket.is_void)
+
+        def may() -> bool:
+            if ticket is not None and ticket.is_void:
+                return False
+            if replaces:
+                self._void(Selector("key", key), but=ticket)
+            return True
+
+        return self._keep(entry, may)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int:
-        return sum([bool(await self.set(key, entry)) for key, entry in entries.items()])
+        return sum([bool(await self.set(key, entry, replaces=True)) for key, entry in entries.items()])
+
+    def _void(self, selector: Selector, but: Any = None) -> None:
+        for ticket in self._tickets:
+            if ticket is not but and selector.matches(ticket.key, ticket.operation, ticket.tags):
+                ticket.is_void = True
 
     def fill(self, entry: Entry, epoch: int) -> bool:
         def may() -> bool:
@@ -143,8 +156,7 @@ class MemoryStore:
     def _invalidate(self, selector: Selector, reason: str) -> int:
         with self._lock:
             self.epoch += 1
-            for ticket in self._tickets:
-                ticket.is_void = ticket.is_void or selector.matches(ticket.key, ticket.operation, ticket.tags)
+            self._void(selector)
         # Only now, so that nothing kept with a ticket that was still good is overlooked.
         candidates = [self._entries.get(selector.name)] if selector.kind == "key" else self.entries()
         now = self._clock()

@@ -3,8 +3,8 @@
 A row is found by its rowid, 63 bits of the key's fingerprint, so that a hit is one search in one B-tree.
 Should two keys ever meet in one rowid, the fingerprint in the envelope makes the wrong one a miss.
 
-Every invalidation leaves a row in a log for an hour. A ticket is the log's end when a computation began;
-its result is kept only if nothing after that means it. A flight of more than an hour is not kept.
+Every invalidation and every replacement leaves a row in a log for an hour. A ticket is the log's end when a
+computation began; its result is kept only if nothing after that means it. A flight of more than an hour is not kept.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class SQLiteStore:
         def keep(connection: sqlite3.Connection) -> bool:
             if ticket is not None and self._is_void(connection, key, entry, ticket):
                 return False
+            if replaces:
+                self._log(connection, Selector("key", key))  # what was computed before this is older
             self._insert(connection, [row])
             return True
 
@@ -104,7 +106,13 @@ class SQLiteStore:
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int:
         rows = [self._row(key, entry) for key, entry in entries.items()]
-        await self._write(lambda connection: self._insert(connection, rows))
+
+        def keep(connection: sqlite3.Connection) -> None:
+            for key in entries:
+                self._log(connection, Selector("key", key))
+            self._insert(connection, rows)
+
+        await self._write(keep)
         return len(rows)
 
     async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:

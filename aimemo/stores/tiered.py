@@ -48,13 +48,13 @@ class TieredStore:
         kept = await self.l2.set(key, entry, theirs, replaces=replaces)
         if kept is False:
             return False
-        local = await self.l1.set(key, entry, ours)
+        local = await self.l1.set(key, entry, ours, replaces=replaces)
         return local if kept is None else kept
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
         tickets = {key: await self.l1.ticket(key, entry.operation, entry.tags) for key, entry in entries.items()}
         kept = await self.l2.set_many(entries)
-        local = [await self.l1.set(key, entry, tickets[key]) for key, entry in entries.items()]
+        local = [await self.l1.set(key, entry, tickets[key], replaces=True) for key, entry in entries.items()]
         return sum(map(bool, local)) if kept is None else kept
 
     async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
+import weakref
 from typing import Any, Literal
 
 from aimemo import GenericRedisCache
@@ -15,6 +16,7 @@ from tests.kit.servers import ClusterOfThree, Server
 Kind = Literal["server", "cluster"]
 
 _numbers = itertools.count()
+_made: weakref.WeakSet[GenericRedisCache] = weakref.WeakSet()
 
 
 @functools.cache
@@ -34,7 +36,15 @@ def redis_cache(kind: Kind, clock: Clock | None = None, **settings: Any) -> Gene
         clock.followers.append(lambda seconds: [_age(node, namespace, seconds) for node in nodes] and None)
     # Five seconds for the stores: a slow machine must not turn a hit into a miss.
     given = {"clock": clock, "deadline": 5, "strict": True, **settings}
-    return GenericRedisCache(servers.url, namespace=namespace, **given)
+    made = GenericRedisCache(servers.url, namespace=namespace, **given)
+    _made.add(made)
+    return made
+
+
+def close_all() -> None:
+    """Close what tests have made and left open in the world of threads."""
+    while _made:
+        _made.pop().blocking.close()
 
 
 def _age(node: Server, namespace: str, seconds: float) -> None:

