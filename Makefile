@@ -45,6 +45,12 @@ test-all: test-slow
 mutants: $(READY)
 	$(BIN)/python -m tests.mutation
 
+faults: $(READY)
+	$(BIN)/python -m pytest tests/faults --run-slow --deselect tests/faults/test_soak.py --faults-table docs/faults.md $(TWO_AT_A_TIME)
+
+soak: $(READY)
+	$(BIN)/python -m pytest tests/faults/test_soak.py --run-slow -s
+
 coverage: $(READY)
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --cov --cov-report=term-missing:skip-covered --cov-report=xml
 

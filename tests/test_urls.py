@@ -29,6 +29,7 @@ from aimemo import (
 )
 from aimemo.link.client import target_of
 from aimemo.link.urls import parse
+from tests.kit.leaks import is_the_tests_own
 from tests.kit.redis_caches import shared
 from tests.kit.servers import HOST, ClusterOfThree, Server, free_port, wait_until
 
@@ -324,7 +325,7 @@ def server() -> Iterator[Server]:
         started.ask("ACL", "SETUSER", "alice", "on", f">{PASSWORD}", "~*", "&*", "+@all")
         started.ask("CONFIG", "SET", "requirepass", PASSWORD)
         started.client.close()
-        started.client = redis.Redis(HOST, started.port, password=PASSWORD)
+        started.client = is_the_tests_own(redis.Redis(HOST, started.port, password=PASSWORD))
         yield started
 
 

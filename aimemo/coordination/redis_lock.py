@@ -123,7 +123,7 @@ class RedisLock:
     async def _renew(self, fence: int) -> None:
         ends = time.monotonic() + self._renew_for
         pause = self._milliseconds / 3000
-        while time.monotonic() + pause < ends:
+        while self._holds(fence) and time.monotonic() + pause < ends:
             self._pause = self._redis.runtime.waiter()
             await self._redis.runtime.wait_at_most(pause, self._pause)
             try:

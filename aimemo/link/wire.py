@@ -27,7 +27,7 @@ _NO_INTRODUCTION: Final[dict[str, None]] = (
     {"driver_info": None} if _KNOWS_DRIVERS else {"lib_name": None, "lib_version": None}
 )
 
-AnyError: Final = (exceptions.RedisError, OSError)
+AnyError: Final = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 ErrorReply = exceptions.ResponseError
 BrokenReply = exceptions.InvalidResponse
 
@@ -46,8 +46,9 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def error_reply(line: bytes) -> Exception:
-    """The exception that the redis package has for an error reply."""
-    error: Exception = DefaultParser.parse_error(line.decode("utf-8", "replace"))  # type: ignore[no-untyped-call]
+    """The exception that the redis package has for an error reply, without the arguments that some replies quote."""
+    text = line.partition(b", with args beginning with")[0].decode("utf-8", "replace")
+    error: Exception = DefaultParser.parse_error(text)  # type: ignore[no-untyped-call]
     return error
 
 

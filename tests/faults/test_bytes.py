@@ -39,7 +39,11 @@ MIB = 1 << 20
 COLLISION = json.loads((Path(__file__).parents[1] / "vectors" / "xxh3_128_ascii_collision.json").read_text())
 
 row = pytest.mark.row
-with_bytes = pytest.mark.parametrize("cache", ["sqlite", "redis", "redis behind L1", "cluster"], indirect=True)
+with_bytes = pytest.mark.parametrize(
+    "cache",
+    ["sqlite", "redis", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("redis behind L1", "cluster"))],
+    indirect=True,
+)
 
 
 class Shelf:

@@ -48,9 +48,7 @@ async def test_callers_cancelled_at_random_moments(cache: Cache, case: Case, sec
         await asyncio.gather(*callers, return_exceptions=True)
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     case.crowd(crowd, usual, budget=cache.deadline)
-    case.recovers(
-        open_files() <= files + 20, f"{open_files() - files} files more, 16 connections and a few are allowed"
-    )
+    case.recovers(open_files() <= files + 60, f"{open_files() - files} files more: pools may hold 16 for each server")
     case.recovers(await crowd.recovers(5))
     await crowd.close()
 
@@ -266,6 +264,7 @@ async def test_an_invalidation_message_that_is_lost(
 
 
 @row("F13")
+@pytest.mark.leaves("the call that was under way")
 def test_a_loop_that_was_closed_with_its_calls_under_way(case: Case) -> None:
     cache = InMemoryCache()
 

@@ -25,9 +25,11 @@ OVER = threading.Event()
 """The test is over, and what hangs may end."""
 
 row = pytest.mark.row("F44")
-KINDS = ["memory", "redis", "redis behind L1"]
+KINDS = ["memory", "redis"]
 everywhere = pytest.mark.parametrize(
-    "cache", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sqlite", "cluster"))], indirect=True
+    "cache",
+    [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sqlite", "redis behind L1", "cluster"))],
+    indirect=True,
 )
 
 Hook = Callable[[Any], Any]

@@ -22,11 +22,17 @@ from tests.kit.slots import move_all
 
 RECOVERY = 5.0
 
-ONE_SERVER = ["valkey", "valkey behind L1"]
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sentinel", "cluster")]
-OTHER = [pytest.param(kind, marks=pytest.mark.slow) for kind in binaries() if kind != "valkey"]
-everywhere = pytest.mark.parametrize("stand", [*ONE_SERVER, *OTHER, *SLOW], indirect=True)
-on_one_server = pytest.mark.parametrize("stand", [*ONE_SERVER, *OTHER], indirect=True)
+OTHERS = ["valkey behind L1", *(kind for kind in binaries() if kind != "valkey")]
+
+
+def on(*kinds: str) -> Any:
+    """Always without L1, which would hide faults; on the others in the long run."""
+    slow = [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+    return pytest.mark.parametrize("stand", ["valkey", *slow], indirect=True)
+
+
+everywhere = on(*OTHERS, "sentinel", "cluster")
+on_one_server = on(*OTHERS)
 
 Happens = Callable[[Stand], AbstractAsyncContextManager[None]]
 row = pytest.mark.row

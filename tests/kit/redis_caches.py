@@ -6,7 +6,6 @@ from __future__ import annotations
 import atexit
 import functools
 import itertools
-import weakref
 from typing import Any, Literal
 
 from aimemo import GenericRedisCache
@@ -16,7 +15,8 @@ from tests.kit.servers import ClusterOfThree, Server
 Kind = Literal["server", "cluster"]
 
 _numbers = itertools.count()
-_made: weakref.WeakSet[GenericRedisCache] = weakref.WeakSet()
+_shared: list[Server | ClusterOfThree] = []
+_made: list[GenericRedisCache] = []
 
 
 @functools.cache
@@ -24,6 +24,7 @@ def shared(kind: Kind) -> Server | ClusterOfThree:
     """The server, or the cluster, that lives until the tests are over."""
     started: Server | ClusterOfThree = Server() if kind == "server" else ClusterOfThree()
     atexit.register(started.__exit__)
+    _shared.append(started)
     return started
 
 
@@ -37,12 +38,15 @@ def redis_cache(kind: Kind, clock: Clock | None = None, **settings: Any) -> Gene
     # Five seconds for the stores: a slow machine must not turn a hit into a miss.
     given = {"clock": clock, "deadline": 5, "strict": True, **settings}
     made = GenericRedisCache(servers.url, namespace=namespace, **given)
-    _made.add(made)
+    _made.append(made)
     return made
 
 
 def close_all() -> None:
-    """Close what tests have made and left open in the world of threads."""
+    """Close what tests have made and left open in the world of threads, and empty the servers."""
+    if _made:
+        for servers in _shared:
+            servers.empty()
     while _made:
         _made.pop().blocking.close()
 

@@ -85,6 +85,9 @@ class Server:
     def ask(self, *command: Any) -> Any:
         return self.client.execute_command(*command)
 
+    def empty(self) -> None:
+        self.ask("FLUSHALL")
+
     def freeze(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
 
@@ -144,7 +147,7 @@ class ClusterOfThree:
 
     def empty(self) -> None:
         for node in self.nodes:
-            node.ask("FLUSHALL")
+            node.empty()
 
     def __enter__(self) -> Self:
         return self
