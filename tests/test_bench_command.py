@@ -88,6 +88,7 @@ def test_iterations_given_come_before_those_of_the_environment(capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["results"][0]["iterations"] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_slower_second_cache_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run(["memory://", "slow://"], iterations=3, as_json=True) == 1
@@ -102,6 +103,7 @@ def test_a_faster_second_cache_is_exit_code_0(capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)["comparison"]["performance_change_percent"] < 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_table_has_a_row_for_every_measurement_and_a_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.run(["memory://", "slow://"], iterations=3, as_json=False) == 1

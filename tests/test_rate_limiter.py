@@ -49,6 +49,7 @@ def most_in_a_window(admitted: list[tuple[int, int]], window: float) -> int:
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "window", "weights", "seconds"),
     [

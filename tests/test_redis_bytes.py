@@ -223,6 +223,7 @@ ENTRIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("value", "threshold"), ENTRIES)
 def test_every_changed_byte_of_an_entry_is_a_miss(here: Here, value: Any, threshold: int) -> None:
     data = here.sealed("k", value, threshold=threshold)
@@ -814,6 +815,7 @@ def test_removals_remove_another_type_under_an_entrys_name(here: Here) -> None:
         assert shared("server").ask("EXISTS", name) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_another_type_under_a_name_of_the_bookkeeping_reaches_no_caller(make: Make, part: str) -> None:
     texts = [f"q{number}" for number in range(10)]

@@ -712,6 +712,7 @@ def nowhere(request: pytest.FixtureRequest) -> Iterator[str]:
     yield from request.param()
 
 
+@pytest.mark.slow
 async def test_connect_and_ping_say_soon_that_there_is_no_server(
     make_all: Callable[..., list[Caller]], nowhere: str
 ) -> None:

@@ -133,6 +133,7 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "lease"), [("tasks", LEASE), ("threads", LEASE), slow("tasks", OWN_LEASE), slow("threads", OWN_LEASE)]
 )

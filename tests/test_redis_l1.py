@@ -258,6 +258,7 @@ def ask_someone(request: pytest.FixtureRequest, make: Make, other: OtherProcess)
     return lambda name, *args: getattr(there.blocking, name)(*args)
 
 
+@pytest.mark.slow
 @with_and_without_l1
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["old lands first", "new lands first"])
 @each_way

@@ -476,6 +476,7 @@ def bucket_of(cluster: ClusterOfThree, key: str) -> int:
     raise LookupError(key)
 
 
+@pytest.mark.slow
 @each_l1
 async def test_while_slots_move_every_call_gets_its_own_answer(make: Make, clean: ClusterOfThree, l1: bool) -> None:
     load = Load(make(clean.url, enable_l1_cache=l1, deadline=0.1))

@@ -881,6 +881,7 @@ MEANT: dict[str, Callable[[Any, str], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("invalidate", MEANT.values(), ids=MEANT)
 @pytest.mark.parametrize("after", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("before", LOSSES.values(), ids=LOSSES)
