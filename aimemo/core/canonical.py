@@ -142,9 +142,21 @@ def _alone(value: Any, depth: int) -> str:
     return "".join(parts)
 
 
+_TEXTS = {str}
+
+
 def _write_dict(value: dict[Any, Any], add: Add, depth: int) -> None:
     add(f"d{len(value)}[")
     depth = _below(depth)
+    if set(map(type, value)) == _TEXTS:  # as nearly always: messages, parameters of a model
+        for key in sorted(value):
+            item = value[key]
+            if type(item) is str:
+                add(f"s{len(key)}:{key}s{len(item)}:{item}")
+            else:
+                add(f"s{len(key)}:{key}")
+                _write(item, add, depth)
+        return
     keys = [f"s{len(key)}:{key}" if type(key) is str else _alone(key, depth) for key in value]
     for key, item in sorted(zip(keys, value.values(), strict=True), key=_first):
         add(key)
