@@ -21,15 +21,24 @@ SMALL: Final = 10_000
 
 def growth(most: int) -> Iterator[Section]:
     """Hits on a thousand keys, among few and among many entries."""
-    sync = {"1,000 entries": _among(1000), "aimemo": _among(most)}
+    sync = {
+        "1,000 entries": _among(1000, _cached),
+        "aimemo": _among(most, _cached),
+        "functools.lru_cache, 1,000 entries": _among(1000, functools.lru_cache(maxsize=None)),
+        f"functools.lru_cache, {most:,} entries": _among(most, functools.lru_cache(maxsize=None)),
+    }
     yield Section(f"sync hit among {most:,} entries against 1,000", sync=sync, goals={"1,000 entries": 1.3})
 
 
-def _among(count: int) -> Call:
+def _cached(function: Call) -> Call:
+    return cached_ai_call(operation="growth", cache=InMemoryCache(max_size=1_000_000))(function)
+
+
+def _among(count: int, decorate: Callable[[Call], Call]) -> Call:
     def ask(text: str) -> str:
         return "answer"
 
-    cached = cached_ai_call(operation="growth", cache=InMemoryCache(max_size=count))(ask)
+    cached = decorate(ask)
     questions = [f"question {at}" for at in range(count)]
     for question in questions:
         cached(question)

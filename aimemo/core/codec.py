@@ -56,6 +56,7 @@ _CLASSES: Final[list[_Class]] = [
     (_NAMEDTUPLE, is_namedtuple, namedtuple_state, restore_namedtuple),
     (_PYDANTIC, is_pydantic, pydantic_state, restore_pydantic),
 ]
+_REBUILD: Final = {code: (recognises, rebuild) for code, recognises, _, rebuild in _CLASSES}
 
 
 def is_immutable(value: object) -> bool:
@@ -173,13 +174,13 @@ class _Unpacking:
         restore = _RESTORE.get(code)
         if restore is not None:
             return restore(state)
-        for known, recognises, _, rebuild in _CLASSES:
-            if known == code:
-                cls = self.types.resolve(state[0])
-                if not recognises(cls):
-                    raise CodecError(f"{cls.__qualname__} has become another kind of class")
-                return rebuild(cls, *state[1:])
-        raise CodecError(f"unknown extension type {code}")
+        if code not in _REBUILD:
+            raise CodecError(f"unknown extension type {code}")
+        recognises, rebuild = _REBUILD[code]
+        cls = self.types.resolve(state[0])
+        if not recognises(cls):
+            raise CodecError(f"{cls.__qualname__} has become another kind of class")
+        return rebuild(cls, *state[1:])
 
 
 def _refuse_lookalikes(value: Any, depth: int) -> None:

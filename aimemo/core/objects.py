@@ -139,9 +139,10 @@ def restore_pydantic(
     fields = _pydantic_fields(cls)
     fields.check(cls, signature)
     state = {name: item for name, item in zip(fields.names, values, strict=True) if item is not ABSENT}
+    state.update(others or {})
     restored = object.__new__(cls)
     put = object.__setattr__
-    put(restored, "__dict__", {**state, **(others or {})})
+    put(restored, "__dict__", state)
     put(restored, "__pydantic_fields_set__", set(fields_set))
     put(restored, "__pydantic_extra__", extra)
     put(restored, "__pydantic_private__", private)
