@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -113,9 +114,10 @@ def main() -> int:
     for name, reason in LEFT_OUT.items():
         print(f"left out: {name} ({reason})")
     if args.json:
-        figures = [{"title": table.title, "unit": table.unit, "values": table.values} for table in tables]
+        figures = [dataclasses.asdict(table) for table in tables]
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"machine": machine(), "tables": figures}, indent=2) + "\n")
+        said = {"date": str(datetime.date.today()), "machine": machine(), "tables": figures}
+        args.json.write_text(json.dumps(said, indent=2) + "\n")
     if args.write:
         args.write.write_text(document(tables))
     return 0

@@ -92,7 +92,7 @@ def _asking(function: Any, turns: Iterator[str]) -> Call:
 
 def weights() -> Table:
     """What answers weigh in Redis, keys included, as the peers store them by default."""
-    stored = answers(200)
+    stored = dict(zip(texts(200, 2000), answers(200), strict=True))
     with Server() as server:
 
         def used(fill: Any) -> float:
@@ -100,14 +100,14 @@ def weights() -> Table:
             fill()
             return float(sum(len(name) + _weight(server, name) for name in server.client.scan_iter("*", count=1000)))
 
-        values = {"the answers as JSON": float(sum(len(json.dumps(answer).encode()) for answer in stored))}
+        values = {"the answers as JSON": float(sum(len(json.dumps(answer).encode()) for answer in stored.values()))}
         values["aimemo"] = used(lambda: _fill_ours(server, stored))
         if cashews := optional("cashews"):
             values["cashews"] = used(lambda: asyncio.run(_fill_cashews(cashews, server, stored)))
         if langchain := optional("langchain_community.cache"):
             values["langchain RedisCache"] = used(lambda: _fill_langchain(langchain, server, stored))
     goals = {"the answers as JSON": 0.7, "cashews": 0.3, "langchain RedisCache": 0.27}
-    return Table("in Redis: 200 answers of 300 B to 8 KB, keys included", "B", values, goals)
+    return Table("in Redis: 200 answers of 300 B to 8 KB to questions of 2 KB, keys included", "B", values, goals)
 
 
 def _weight(server: Server, name: bytes) -> int:
@@ -120,30 +120,34 @@ def _weight(server: Server, name: bytes) -> int:
     return 0
 
 
-def _fill_ours(server: Server, stored: list[Any]) -> None:
+def _fill_ours(server: Server, stored: dict[str, Any]) -> None:
     cache = GenericRedisCache(server.url, enable_l1_cache=False, deadline=5)
-    answers_by_number = dict(enumerate(stored))
 
-    @cached_ai_call(operation="summarize", cache=cache)
-    def ask(number: int) -> Any:
-        return answers_by_number[number]
+    @cached_ai_call(operation="summarize", cache=cache, version="1")
+    def summarize(text: str) -> Any:
+        return stored[text]
 
-    for number in answers_by_number:
-        ask(number)
+    for text in stored:
+        summarize(text)
     cache.blocking.close()
 
 
-async def _fill_cashews(cashews: Any, server: Server, stored: list[Any]) -> None:
+async def _fill_cashews(cashews: Any, server: Server, stored: dict[str, Any]) -> None:
     cache = cashews.Cache()
     cache.setup(server.url)
-    for number, answer in enumerate(stored):
-        await cache.set(f"summarize:number:{number}", answer, expire=3600)
+
+    async def summarize(text: str) -> Any:
+        return stored[text]
+
+    cached = cache(ttl=3600)(summarize)
+    for text in stored:
+        await cached(text)
     await cache.close()
 
 
-def _fill_langchain(module: Any, server: Server, stored: list[Any]) -> None:
+def _fill_langchain(module: Any, server: Server, stored: dict[str, Any]) -> None:
     from langchain_core.outputs import Generation  # type: ignore[import-not-found,unused-ignore]
 
     cache = module.RedisCache(server.client, ttl=3600)
-    for number, answer in enumerate(stored):
-        cache.update(f"prompt {number}", "small", [Generation(text=answer["text"])])
+    for text, answer in stored.items():
+        cache.update(text, "small", [Generation(text=answer["text"])])
