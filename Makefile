@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TWO_AT_A_TIME := -n 2 --dist worksteal
 
-.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-schema test-browser fuzz test-all mutants coverage check lint types bench serve docs clean
+.PHONY: demo test test-slow test-unit test-redis test-integration test-performance test-schema test-browser fuzz test-all mutants faults soak coverage check lint types bench serve docs clean
 
 demo: $(READY)
 	$(BIN)/python -m aimemo demo

@@ -15,6 +15,7 @@ from pathlib import Path
 from benchmarks import disk, eviction, growth, hits, misses, redis_hits
 from benchmarks.measure import Table, Work
 from benchmarks.peers import LEFT_OUT
+from benchmarks.reasons import reason_for
 
 
 def works(quick: bool) -> Iterator[Work]:
@@ -87,6 +88,12 @@ def document(tables: list[Table]) -> str:
     for title, against, wanted, ratio, is_met in goals:
         verdict = "met" if is_met else "**missed**"
         lines.append(f"| {title} | {against or 'no other'} | {wanted:.3g} | {ratio:.3g} | {verdict} |")
+    lines += ["", "## Why the missed ones are", ""]
+    for title, against, *_, is_met in goals:
+        if not is_met:
+            lines.append(
+                f"- **{title}**, against {against}: {reason_for(title, against) or 'noise, or not known yet.'}"
+            )
     lines += ["", "## Figures", ""]
     for table in tables:
         lines += [f"### {table.title}", "", f"| | {table.unit} | spread | aimemo is |", "|---|---|---|---|"]

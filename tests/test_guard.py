@@ -126,6 +126,21 @@ async def test_a_probe_that_succeeds_closes_the_breaker(bench: Bench) -> None:
     assert bench.guard.breaker.state == "closed"
 
 
+async def test_a_store_that_is_read_again_is_written_to_again_without_another_interval(bench: Bench) -> None:
+    async def write() -> Any:
+        return await bench.run(bench.guard.ticket("k", "qa", ()))
+
+    bench.fail()
+    for _ in range(FAILURES_TO_OPEN):
+        await write()
+    await bench.get(FAILURES_TO_OPEN)
+    bench.work()
+    bench.clock.advance(PROBE_INTERVAL)
+    assert await write() is NO_TICKET, "what is not even read is not written to"
+    assert await bench.get() == [ENTRY]
+    assert await write() == 1
+
+
 async def test_damage_is_reported_but_is_not_the_stores_failure(bench: Bench, one_call: None) -> None:
     bench.guard.start_call()
     bench.find_damage()

@@ -102,12 +102,16 @@ class Breaker:
         self._next_probe = now + PROBE_INTERVAL
         return True
 
-    def succeeded(self) -> None:
-        if self.failures:
-            if self.failures >= FAILURES_TO_OPEN:
-                self.failures = 0
-                self._changed("closed", "")
-            self.failures = 0
+    def succeeded(self) -> bool:
+        """Whether it closes with that."""
+        was_open, self.failures = self.failures >= FAILURES_TO_OPEN, 0
+        if was_open:
+            self._changed("closed", "")
+        return was_open
+
+    def hurry(self) -> None:
+        """Let the next one through as a probe: there is a sign that the store is well again."""
+        self._next_probe = 0.0
 
     def failed(self, error: BaseException) -> None:
         if error is self.last_error:
@@ -191,7 +195,7 @@ class Guard:
         if budget is not None:
             budget.seconds -= self._clock() - started
         if breaker.failures:
-            breaker.succeeded()
+            self._succeeded(breaker)
         return entry
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, Entry | DamagedEntry]:
@@ -273,7 +277,7 @@ class Guard:
             if taken <= budget.seconds + LATE or is_inline or not self._runtime.can_be_held_up:
                 budget.seconds -= taken
             if breaker.failures:
-                breaker.succeeded()
+                self._succeeded(breaker)
             return result
         finally:
             put_back(BUDGET, token)
@@ -286,6 +290,10 @@ class Guard:
         if self._strict:
             cause = self.breaker.last_error or self.write_breaker.last_error
             raise InfrastructureError(f"the store is left alone, no {stage}: it failed several times") from cause
+
+    def _succeeded(self, breaker: Breaker) -> None:
+        if breaker.succeeded() and breaker is self.breaker:
+            self.write_breaker.hurry()  # what can be read again can perhaps be written to
 
     def _breaker(self, stage: str) -> Breaker:
         return self.breaker if stage == "get" else self.write_breaker

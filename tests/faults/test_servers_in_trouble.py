@@ -227,7 +227,7 @@ async def test_failover(stand: Stand, case: Case, end: Callable[[Server], None])
     try:
         usual = await crowd.warm_up()
         end(watched.first)
-        load = asyncio.create_task(crowd.load(5))
+        load = asyncio.create_task(crowd.load(5, pause=0.1))
         await asyncio.to_thread(wait_until, watched.is_promoted, "the replica is promoted", 30)
         case.recovers(await crowd.recovers(2), "not within 2 s of the promotion")
         await load

@@ -84,8 +84,8 @@ class Crowd:
         medians.append(statistics.median(self.added[before:]))
         return max(medians)
 
-    async def load(self, seconds: float) -> None:
-        """Everybody asks what was asked before, and what was not."""
+    async def load(self, seconds: float, pause: float = _PAUSE) -> None:
+        """Everybody asks what was asked before, and what was not, with a pause after each call."""
         end = time.monotonic() + seconds
 
         def questions() -> Iterator[int]:
@@ -97,12 +97,12 @@ class Crowd:
         async def in_task() -> None:
             for question in questions():
                 await self._in_task(question)
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(pause)
 
         def in_thread() -> None:
             for question in questions():
                 self._in_thread(question)
-                time.sleep(_PAUSE)
+                time.sleep(pause)
 
         half = self._callers // 2
         await asyncio.gather(*(in_task() for _ in range(half)), *(self._thread(in_thread) for _ in range(half)))
