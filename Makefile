@@ -46,7 +46,7 @@ mutants: $(READY)
 	$(BIN)/python -m tests.mutation
 
 faults: $(READY)
-	$(BIN)/python -m pytest tests/faults --run-slow --deselect tests/faults/test_soak.py --faults-table docs/faults.md $(TWO_AT_A_TIME)
+	AIMEMO_SOAK_SECONDS=20 $(BIN)/python -m pytest tests/faults --run-slow --faults-table docs/faults.md $(TWO_AT_A_TIME)
 
 soak: $(READY)
 	$(BIN)/python -m pytest tests/faults/test_soak.py --run-slow -s

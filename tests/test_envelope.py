@@ -65,6 +65,14 @@ def with_field(blob: bytes, at: int, value: Any) -> bytes:
     return body + xxhash.xxh3_64_digest(body)
 
 
+@pytest.mark.parametrize("seconds", [-0.5, float("inf"), float("nan")])
+def test_a_head_with_seconds_that_no_call_can_take_is_damage(seconds: float) -> None:
+    data = with_field(sealed(SMALL), 7, seconds)
+    assert read_head(data, MARK) is None
+    with pytest.raises(DamagedEntry, match="unknown_format"):
+        unseal(data, MARK)
+
+
 UNKNOWN = {"flags": (2, 2), "codec": (8, 2), "dictionary": (9, 1), "facts length": (11, 1 << 20)}
 
 
