@@ -29,14 +29,14 @@ def works(quick: bool) -> Iterator[Work]:
     yield from misses.stampede()
     yield redis_hits.weights
     yield disk.sizes
-    yield from eviction.rates(20_000 if quick else 200_000)
+    yield from eviction.rates(4_000 if quick else 200_000)
     yield growth.entry_bytes
-    yield from growth.growth(100_000 if quick else 1_000_000)
+    yield from growth.growth(20_000 if quick else 1_000_000)
     yield growth.imports
 
 
 def measured(only: str, *, quick: bool) -> Iterator[Table]:
-    rounds, seconds = (5, 0.01) if quick else (11, 0.05)
+    rounds, seconds = (3, 0.002) if quick else (11, 0.05)
     for work in works(quick):
         title = getattr(work, "title", only)  # of what is not timed, the title comes with the figures
         if only in title:

@@ -31,7 +31,7 @@ class Section:
 
     def measure(self, rounds: int, seconds: float) -> Table:
         """`rounds` rounds, each giving every contestant about `seconds`."""
-        with _on_one_core(self.pinned):
+        with _on_one_core(self.pinned), _frozen():
             times = asyncio.run(self._run_tasks(rounds, seconds)) if self.tasks else self._run(rounds, seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
         spreads = {name: _spread(values) for name, values in times.items()}
@@ -125,6 +125,17 @@ def _spread(values: list[float]) -> float:
         return 0.0
     quartiles = statistics.quantiles(values, n=4)
     return (quartiles[2] - quartiles[0]) / statistics.median(values)
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """What the neighbours have imported is not collected again before each round."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
