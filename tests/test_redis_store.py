@@ -90,6 +90,12 @@ def fewest_round_trips(servers: Server | ClusterOfThree, act: Callable[[], Any])
 # Reads of one tick
 
 
+@pytest.fixture(autouse=True)
+def _a_long_tick_is_one_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stalls within a tick would make two batches of it."""
+    monkeypatch.setattr("aimemo.link.aio.LATER", 60)
+
+
 @pytest.fixture(params=["server", "cluster"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
