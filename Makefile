@@ -49,7 +49,7 @@ faults: $(READY)
 	AIMEMO_SOAK_SECONDS=20 $(BIN)/python -m pytest tests/faults --run-slow --faults-table docs/faults.md $(TWO_AT_A_TIME)
 
 soak: $(READY)
-	$(BIN)/python -m pytest tests/faults/test_soak.py --run-slow -s
+	$(BIN)/python -m pytest tests/faults/test_soak.py --run-slow
 
 coverage: $(READY)
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) --cov --cov-report=term-missing:skip-covered --cov-report=xml

@@ -28,10 +28,10 @@ REASONS: Final = {
         "Each computation is a task of its own, so that a cancelled caller strands nobody; cashews runs it in "
         "its caller's, and cancels all who wait."
     ),
-    ("stampede", "the function"): ("Starting so many threads takes longer than answering them."),
+    ("stampede: 100 threads", "the function"): ("Starting so many threads takes longer than answering them."),
     ("in Redis:", "langchain RedisCache"): (
         "It stores the text under a hash, and nothing about it; zstd finds 2 : 1 in single answers of this "
-        "length. A trained dictionary (PEERS: 0.49 to 0.64) is not shipped."
+        "length. No trained dictionary is shipped."
     ),
     ("in Redis:", "cashews"): ("zstd finds 2 : 1 in single answers of this length."),
     ("on disk:", "diskcache"): ("zstd finds 2 : 1 in single answers of this length; SQLite's pages are not full."),

@@ -64,6 +64,12 @@ def _start(body: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
+def _is_being_cancelled() -> bool:
+    """Whether a CancelledError is about this task, and not about what it awaits."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class _TaskWaiter:
     __slots__ = ("future", "loop")
 
@@ -160,8 +166,7 @@ class TaskRuntime:
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _is_being_cancelled():
                 raise
             return Failure.of(error)  # the function's own, not a cancellation of this task
         except BaseException as error:
@@ -218,8 +223,7 @@ class TaskRuntime:
                 if inspect.isawaitable(result):
                     await result
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
+                if _is_being_cancelled():
                     raise
                 raise RuntimeError("the hook raised CancelledError") from error
 
@@ -232,23 +236,20 @@ def _in_daemon(function: Callable[..., T], args: tuple[Any, ...]) -> asyncio.Fut
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def tell(result: Any) -> None:
-        if future.done():
-            return
-        if isinstance(result, Failure):
-            error = result.error  # a future takes no StopIteration, and a CancelledError would be its task's
-            is_usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            future.set_exception(error if is_usual else RuntimeError(f"the hook raised {type(error).__name__}"))
-        else:
-            future.set_result(result)
+    def tell(end: Callable[[Any], None], what: Any) -> None:
+        if not future.done():
+            end(what)
 
     def call() -> None:
+        end: Callable[[Any], None] = future.set_result
         try:
-            result: Any = context.run(function, *args)
-        except BaseException as error:
-            result = Failure.of(error)
+            what: Any = context.run(function, *args)
+        except BaseException as error:  # a future takes no StopIteration, and a CancelledError would be its task's
+            end, what = future.set_exception, error
+            if not isinstance(error, Exception) or isinstance(error, StopIteration):
+                what = RuntimeError(f"the hook raised {type(error).__name__}")
         with contextlib.suppress(RuntimeError):  # the loop is over
-            loop.call_soon_threadsafe(tell, result)
+            loop.call_soon_threadsafe(tell, end, what)
 
     context = contextvars.copy_context()
     threading.Thread(target=call, name="aimemo-hook", daemon=True).start()

@@ -157,7 +157,7 @@ def _write_dict(value: dict[Any, Any], add: Add, depth: int) -> None:
                 add(f"s{len(key)}:{key}")
                 _write(item, add, depth)
         return
-    keys = [f"s{len(key)}:{key}" if type(key) is str else _alone(key, depth) for key in value]
+    keys = [_alone(key, depth) for key in value]
     for key, item in sorted(zip(keys, value.values(), strict=True), key=_first):
         add(key)
         _write(item, add, depth)

@@ -95,12 +95,12 @@ class Memoizer:
             return await self.bypass(call)
         started = self.clock()
         faults = self.tiers.faults
-        is_new = False
-        while not is_new:
+        while True:
             # What is under way may be kept until this one is: the store refuses what is older than a replacement.
             self._flights.detach(Selector("key", call.key), is_outdated=False)
             landing, leads = await self.tiers.within_budget(self._leader.join(call, None, REPLACE))
-            is_new = leads or landing.outcome == "miss"  # a thread may have led a flight that only looked
+            if leads or landing.outcome == "miss":  # else a thread has led a flight that only looked
+                break
         if isinstance(landing.result, Answer) and landing.is_kept is None and faults == self.tiers.faults:
             await self._drop_replaced(call.key)
         result = landing.result if leads else landing.copy() or landing.result

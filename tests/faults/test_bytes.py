@@ -178,11 +178,10 @@ def test_any_other_bytes_are_a_miss(
 
 @contextlib.asynccontextmanager
 async def crowd_on(cache: Cache, kind: type[Crowd] = Crowd) -> AsyncIterator[Crowd]:
-    crowd = kind(cache)
     try:
-        yield crowd
+        async with kind(cache) as crowd:
+            yield crowd
     finally:
-        await crowd.close()
         await asyncio.sleep(0)
         await until(lambda: len(asyncio.all_tasks()) == 1)
 

@@ -36,21 +36,22 @@ def open_files() -> int:
 @row("F10")
 @pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)])
 async def test_callers_cancelled_at_random_moments(cache: Cache, case: Case, seconds: float) -> None:
-    crowd = Crowd(cache)
-    usual = await crowd.warm_up()
-    files, tasks = open_files(), len(asyncio.all_tasks())
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        callers = [asyncio.create_task(crowd.ask([question])) for question in (*crowd.new(20), *range(20))]
-        await asyncio.sleep(random.random() * 0.01)
-        for caller in random.sample(callers, 30):
-            caller.cancel()
-        await asyncio.gather(*callers, return_exceptions=True)
-    await until(lambda: len(asyncio.all_tasks()) <= tasks)
-    case.crowd(crowd, usual, budget=cache.deadline)
-    case.recovers(open_files() <= files + 60, f"{open_files() - files} files more: pools may hold 16 for each server")
-    case.recovers(await crowd.recovers(5))
-    await crowd.close()
+    async with Crowd(cache) as crowd:
+        usual = await crowd.warm_up()
+        files, tasks = open_files(), len(asyncio.all_tasks())
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            callers = [asyncio.create_task(crowd.ask([question])) for question in (*crowd.new(20), *range(20))]
+            await asyncio.sleep(random.random() * 0.01)
+            for caller in random.sample(callers, 30):
+                caller.cancel()
+            await asyncio.gather(*callers, return_exceptions=True)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        case.crowd(crowd, usual, budget=cache.deadline)
+        case.recovers(
+            open_files() <= files + 60, f"{open_files() - files} files more: pools may hold 16 for each server"
+        )
+        case.recovers(await crowd.recovers(5))
 
 
 @row("F12")

@@ -116,8 +116,7 @@ async def network(stand: Stand, **behaviour: Any) -> AsyncIterator[None]:
 
 async def goes_through(stand: Stand, case: Case, happens: Happens, **settings: Any) -> Crowd:
     """Have a crowd ask before, during and after a fault, and judge."""
-    crowd = Crowd(stand.cache(**settings))
-    try:
+    async with Crowd(stand.cache(**settings)) as crowd:
         usual = await crowd.warm_up()
         async with happens(stand):
             await crowd.load(1.0)
@@ -127,8 +126,6 @@ async def goes_through(stand: Stand, case: Case, happens: Happens, **settings: A
         case.recovers(await crowd.recovers(RECOVERY), crowd.cache.stats())
         await crowd.ask([*range(50), *crowd.new(50)])
         case.right(not crowd.wrong, crowd.wrong[:3])
-    finally:
-        await crowd.close()
     return crowd
 
 
@@ -177,15 +174,12 @@ async def test_replies_in_pieces_of_a_few_bytes_are_whole(stand: Stand, case: Ca
 @on_one_server
 async def test_a_server_that_comes_later(stand: Stand, case: Case) -> None:
     port = free_port()
-    crowd = Crowd(stand.cache(url=f"redis://{HOST}:{port}/0"))
-    try:
+    async with Crowd(stand.cache(url=f"redis://{HOST}:{port}/0")) as crowd:
         usual = await crowd.warm_up()
         await crowd.load(0.5)
         case.crowd(crowd, usual)
         with Server(port=port):
             case.recovers(await crowd.recovers(RECOVERY))
-    finally:
-        await crowd.close()
 
 
 @row("F21")
@@ -201,8 +195,7 @@ async def test_a_read_only_replica_is_read(stand: Stand, case: Case) -> None:
 
 
 async def is_only_read(stand: Stand, case: Case, happens: Happens) -> None:
-    crowd = Crowd(stand.cache(deadline=5))  # a loaded machine must not turn a hit into a miss
-    try:
+    async with Crowd(stand.cache(deadline=5)) as crowd:  # a loaded machine must not turn a hit into a miss
         usual = await crowd.warm_up()
         async with happens(stand):
             before = crowd.computed.copy()
@@ -213,8 +206,6 @@ async def is_only_read(stand: Stand, case: Case, happens: Happens) -> None:
             asked = [question for question in range(50) if crowd.computed[question] != before[question]]
             case.right(not asked, f"computed though they are kept: {asked}")
         case.crowd(crowd, usual, budget=5)
-    finally:
-        await crowd.close()
 
 
 @row("F24")
@@ -223,8 +214,7 @@ async def is_only_read(stand: Stand, case: Case, happens: Happens) -> None:
 @pytest.mark.parametrize("end", [Server.kill, Server.freeze], ids=["killed", "hung"])
 async def test_failover(stand: Stand, case: Case, end: Callable[[Server], None]) -> None:
     watched = stand.servers
-    crowd = Crowd(stand.cache())
-    try:
+    async with Crowd(stand.cache()) as crowd:
         usual = await crowd.warm_up()
         end(watched.first)
         load = asyncio.create_task(crowd.load(5, pause=0.1))
@@ -232,16 +222,13 @@ async def test_failover(stand: Stand, case: Case, end: Callable[[Server], None])
         case.recovers(await crowd.recovers(2), "not within 2 s of the promotion")
         await load
         case.crowd(crowd, usual)
-    finally:
-        await crowd.close()
 
 
 @row("F25")
 @pytest.mark.slow
 @pytest.mark.parametrize("stand", ["cluster"], indirect=True)
 async def test_slots_that_are_moved_under_load(stand: Stand, case: Case) -> None:
-    crowd = Crowd(stand.cache())
-    try:
+    async with Crowd(stand.cache()) as crowd:
         usual = await crowd.warm_up()
         load = asyncio.create_task(crowd.load(5))
         for target in stand.nodes:
@@ -249,8 +236,6 @@ async def test_slots_that_are_moved_under_load(stand: Stand, case: Case) -> None
         await load
         case.crowd(crowd, usual)
         case.recovers(await crowd.recovers(RECOVERY))
-    finally:
-        await crowd.close()
 
 
 @row("F26")
@@ -259,9 +244,8 @@ async def test_a_changed_password_is_said_once_and_without_it(
     stand: Stand, case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand.ask_all("CONFIG", "SET", "requirepass", "old-secret")
-    crowd = Crowd(stand.cache(password="old-secret"))
     with caplog.at_level(logging.DEBUG):
-        try:
+        async with Crowd(stand.cache(password="old-secret")) as crowd:
             usual = await crowd.warm_up()
             assert await crowd.recovers(RECOVERY), "cold connections"
             caplog.clear()
@@ -270,8 +254,6 @@ async def test_a_changed_password_is_said_once_and_without_it(
                 loud = [said.message for said in caplog.records if said.levelno >= logging.WARNING]
             case.crowd(crowd, usual)
             case.recovers(await crowd.recovers(RECOVERY))
-        finally:
-            await crowd.close()
     case.right("secret" not in caplog.text, "a password in the log")
     case.right(len(loud) == 1 and "left alone" in loud[0], loud)
 
@@ -280,9 +262,6 @@ async def test_a_changed_password_is_said_once_and_without_it(
 @pytest.mark.parametrize("has_l1", [False, True])
 async def test_three_hundred_callers_at_a_server_of_four_connections(case: Case, has_l1: bool) -> None:
     with Server(maxclients=4) as server:
-        crowd = Crowd(GenericRedisCache(server.url, enable_l1_cache=has_l1), callers=300)
-        try:
+        async with Crowd(GenericRedisCache(server.url, enable_l1_cache=has_l1), callers=300) as crowd:
             await crowd.ask(crowd.new(300))
             case.crowd(crowd, usual=0.5)
-        finally:
-            await crowd.close()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.conftest import BUDGET, Case
+from tests.faults.conftest import BUDGET, LOADED_MACHINE, Case
 from tests.faults.stands import Stand
 from tests.faults.test_servers_in_trouble import (
     Happens,
@@ -80,22 +80,19 @@ class Held(NamedTuple):
 )
 async def test_all_faults_at_random(stand: Stand, case: Case, seconds: float) -> None:
     seed = random.randrange(2**32)
-    logging.getLogger("soak").info("seed %s", seed)
+    logging.getLogger("soak").warning("seed %s", seed)  # shown with a failure
     chance = random.Random(seed)
-    crowd = Crowd(stand.cache(max_connections=CONNECTIONS))
     worst, before = 0.0, None
-    usual = await crowd.warm_up()
-    end = time.monotonic() + seconds
-    try:
+    async with Crowd(stand.cache(max_connections=CONNECTIONS)) as crowd:
+        usual = await crowd.warm_up()
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             worst = max(worst, await go_through_one(stand, crowd, case, chance))
             before = before or Held.now()
-        case.bounded(worst, BUDGET + 0.4 + 2 * usual)
+        case.bounded(worst, BUDGET + LOADED_MACHINE + 2 * usual)
         after = Held.now()
         assert before is not None
         case.recovers(after.is_flat_since(before), f"{before} became {after}")
-    finally:
-        await crowd.close()
 
 
 async def go_through_one(stand: Stand, crowd: Crowd, case: Case, chance: random.Random) -> float:

@@ -64,11 +64,8 @@ async def warmed_up(crowd: Crowd) -> float:
 
 
 async def filled(path: Path) -> float:
-    crowd = Crowd(SQLiteCache(path))
-    try:
+    async with Crowd(SQLiteCache(path)) as crowd:
         return await warmed_up(crowd)
-    finally:
-        await crowd.close()
 
 
 @row("F36", on="sqlite")
@@ -76,21 +73,17 @@ async def filled(path: Path) -> float:
 async def test_a_file_damaged_before_it_is_opened(path: Path, case: Case, damage: Callable[[Path], Any]) -> None:
     usual = await filled(path)
     damage(path)
-    crowd = Crowd(SQLiteCache(path))
-    try:
+    async with Crowd(SQLiteCache(path)) as crowd:
         await asks_and_recovers(crowd, case, usual)
         [aside] = path.parent.glob("cache.db.corrupt-*")
         case.right(aside.stat().st_size >= 50, "what was found is kept aside")
         case.recovers(is_whole(path) and crowd.cache.stats().errors >= 1, "a fresh file, and a count")
-    finally:
-        await crowd.close()
 
 
 @row("F36", on="sqlite")
 @each_damage
 async def test_a_file_damaged_while_it_is_open(path: Path, case: Case, damage: Callable[[Path], Any]) -> None:
-    crowd = Crowd(SQLiteCache(path))
-    try:
+    async with Crowd(SQLiteCache(path)) as crowd:
         usual = await warmed_up(crowd)
         query(path, "PRAGMA wal_checkpoint(TRUNCATE)")
         damage(path)
@@ -98,8 +91,6 @@ async def test_a_file_damaged_while_it_is_open(path: Path, case: Case, damage: C
         await crowd.cache.close()  # pages that were in memory are read from the file now
         await asks_and_recovers(crowd, case, usual)
         case.recovers(is_whole(path))
-    finally:
-        await crowd.close()
 
 
 Seen = dict[str, Any]
@@ -107,8 +98,7 @@ Seen = dict[str, Any]
 
 async def on_a_full_disk(path: Path) -> Seen:
     """What a crowd sees while its file cannot grow, and afterwards."""
-    crowd = Crowd(SQLiteCache(path))
-    try:
+    async with Crowd(SQLiteCache(path)) as crowd:
         usual = await warmed_up(crowd)
         full = max(file.stat().st_size for file in path.parent.iterdir())
         resource.setrlimit(resource.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
@@ -119,8 +109,6 @@ async def on_a_full_disk(path: Path) -> Seen:
         before = crowd.computed.copy()
         await crowd.ask(range(CALLERS))
         kept = sum(crowd.computed[question] == before[question] for question in range(CALLERS))
-    finally:
-        await crowd.close()
     return {
         "wrong": crowd.wrong, "lost": list(map(repr, crowd.lost)), "errors": errors, "usual": usual, "added": added,
         "recovers": recovers, "kept": kept,
@@ -145,8 +133,7 @@ def test_a_full_disk(path: Path, case: Case) -> None:
 @row("F39", on="sqlite")
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.slow)])
 async def test_a_writer_killed_beside_fifty_callers(path: Path, case: Case, times: int) -> None:
-    crowd = Crowd(SQLiteCache(path))
-    try:
+    async with Crowd(SQLiteCache(path)) as crowd:
         usual = await warmed_up(crowd)
         for _ in range(times):
             with OtherProcess(path) as writer:
@@ -162,5 +149,3 @@ async def test_a_writer_killed_beside_fifty_callers(path: Path, case: Case, time
         case.crowd(crowd, usual)
         case.recovers(await crowd.recovers(RECOVERY), crowd.cache.stats())
         case.right(list(path.parent.glob("*.corrupt-*")) == [], "set aside though whole")
-    finally:
-        await crowd.close()
