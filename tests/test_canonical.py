@@ -19,7 +19,7 @@ import uuid
 import weakref
 import zoneinfo
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 import pydantic
@@ -27,7 +27,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimemo.core.canonical import Unkeyable, UnkeyableParameter, canonical, canonical_arguments
+from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
+from aimemo.core.state import Unkeyable
 
 Colour = enum.Enum("Colour", {"RED": 1, "BLUE": 2})
 Shade = enum.Enum("Shade", {"RED": 1})
@@ -39,6 +40,7 @@ Output = dataclasses.make_dataclass("Output", ["x"], bases=(dict,))
 Tagged = type("Tagged", (str,), {})
 Slotted = type("Slotted", (str,), {"__slots__": ("language",)})
 OneSlot = type("OneSlot", (str,), {"__slots__": "language"})
+PrivateSlot = type("PrivateSlot", (str,), {"__slots__": ("__language",)})
 Named = type("Named", (str,), {})
 Loose = type("Loose", (str,), {"__slots__": ("__dict__", "__weakref__")})
 OtherInt = type("OtherInt", (int,), {})
@@ -96,6 +98,14 @@ def typed_dict(**fields: Any) -> Any:
     return TypedDict("Answer", fields)  # type: ignore[operator]
 
 
+def partial_dict(**fields: Any) -> Any:
+    return TypedDict("Answer", fields, total=False)  # type: ignore[operator]
+
+
+def of_class(module: str, qualname: str) -> Any:
+    return type("Answer", (str,), {"__module__": module, "__qualname__": qualname})("a")
+
+
 def named_tuple(**fields: Any) -> Any:
     return NamedTuple("Answer", list(fields.items()))  # type: ignore[misc]
 
@@ -130,6 +140,8 @@ DIFFERENT: dict[str, list[Any]] = {
     "str subclasses": ["a", Tagged("a"), Tagged("b"), Named("a"), with_attributes(Tagged("a"), language="de")],
     "str subclasses with slots": [with_attributes(Slotted("a"), language=language) for language in ("de", "fr")],
     "str subclasses with one slot": [with_attributes(OneSlot("a"), language=language) for language in ("de", "fr")],
+    "private slots": [with_attributes(PrivateSlot("a"), _PrivateSlot__language=language) for language in ("de", "fr")],
+    "dicts with defaults": [collections.defaultdict(of) for of in (None, list, int)] + [{}],
     "datetimes": [NOON, NOON.astimezone(ONE_EAST), NOON.replace(tzinfo=None), NOON.isoformat(), NOON.date()],
     "times": [dt.time(9), dt.time(9, tzinfo=dt.UTC), dt.time(9, fold=1), dt.timedelta(hours=9), dt.timedelta(hours=-9)],
     "times of named zones": [dt.time(9), dt.time(9, tzinfo=LONDON), dt.time(9, tzinfo=LISBON)],
@@ -138,12 +150,13 @@ DIFFERENT: dict[str, list[Any]] = {
     "identifiers": [uuid.UUID(int=1), uuid.UUID(int=2), str(uuid.UUID(int=1)), pathlib.PurePosixPath("a"), "a"],
     "patterns": [re.compile("a"), re.compile("a", re.IGNORECASE), re.compile(b"a"), re.compile("b")],
     "enums": [Colour.RED, Colour.BLUE, Shade.RED, 1, "RED", Level.ONE, Colour, Style.ONE, "1"],
+    "members of enums": [enum.Enum("Answer", members) for members in ({"A": 1}, {"A": 2}, {"A": 1, "B": 2})],
     "dataclasses": [Point(1), Point(True), Point(2), Point(1, 1), Vector(1), {"x": 1, "y": 0}, Point, Vector],
     "dataclass types": [dataclasses.make_dataclass("Answer", [("a", of)]) for of in (int, str)],
     "models": [Model(), Model(name="n"), Model(extra=1), Model(extra=1.0), with_attributes(Model(), _seed=1), Model],
     "models of two classes": [Model(), Twin()],
     "schemas": [schema(a=(int, 0)), schema(a=(str, "")), schema(b=(int, 0)), schema(a=(int, 1)), schema(a=(int, ...))],
-    "typed dicts": [typed_dict(), typed_dict(a=int), typed_dict(a=str), typed_dict(b=int)],
+    "typed dicts": [typed_dict(), typed_dict(a=int), typed_dict(a=str), typed_dict(b=int), partial_dict(a=int)],
     "named tuples": [named_tuple(), named_tuple(a=int), named_tuple(a=str), named_tuple(b=int)],
     "dtypes": [*(np.zeros(4, dtype) for dtype in ("<i4", ">i4", "<f4", "<i8", "M8[s]", "M8[ms]")), [0] * 4],
     "fields of arrays": [np.zeros(1, [(name, kind)]) for name, kind in (("a", "<i4"), ("b", "<i4"), ("a", "<f4"))],
@@ -156,7 +169,11 @@ DIFFERENT: dict[str, list[Any]] = {
     "partials": [functools.partial(max, 1), functools.partial(max, True), functools.partial(min, 1), max],
     "methods": [Point(1).__eq__, Point(2).__eq__, Point.__eq__, Vector(1).__eq__],
     "types": [int, str, list, list[int], list[str], int | str, Literal[1], Literal[True], Any, OwnKey],
-    "names of typing": [*map(typing.TypeVar, "AB"), *map(typing.ForwardRef, "AB"), Any, Literal[1]],
+    "unpacked types": [tuple[int], *tuple[int]],
+    "type variables": [TypeVar("A"), *(TypeVar("A", bound=of) for of in (int, str)), TypeVar("A", int, str)],
+    "variance": [TypeVar("A"), TypeVar("A", covariant=True), TypeVar("A", contravariant=True)],
+    "dots in names": [of_class("a", "b.c"), of_class("a.b", "c")],
+    "names of typing": [*map(TypeVar, "AB"), *map(typing.ForwardRef, "AB"), Any, Literal[1]],
     "new types": [typing.NewType("A", int), typing.NewType("A", str), typing.NewType("B", int)],
     "own keys": [OwnKey(1), OwnKey(True), OwnKey("1"), 1],
 }
@@ -401,9 +418,11 @@ DEEPEST = {"list": 150, "dict": 150, "tuple": 150, "set": 150, "dataclass": 50, 
 
 @pytest.mark.parametrize("kind", WRAPS)
 def test_levels_are_counted_exactly(kind: str) -> None:
-    canonical(nested(DEEPEST[kind], WRAPS[kind]))
-    with pytest.raises(Unkeyable, match="150"):
-        canonical(nested(DEEPEST[kind] + 1, WRAPS[kind]))
+    deepest, deeper = (nested(DEEPEST[kind] + more, WRAPS[kind]) for more in (0, 1))
+    assert canonical_arguments(("a",), (deepest,)).endswith(canonical(deepest))
+    for attempt in (lambda: canonical(deeper), lambda: canonical_arguments(("a",), (deeper,))):
+        with pytest.raises(Unkeyable, match="150"):
+            attempt()
 
 
 def test_levels_are_counted_in_the_keys_of_a_dict_too() -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aimemo.core.call import Call, Found, Pending
-from aimemo.core.canonical import Unkeyable, canonical
+from aimemo.core.canonical import canonical
 from aimemo.core.keys import key_prefix, make_key, operation_of
 from aimemo.core.memoizer import Memoizer
 from aimemo.core.policy import Policy, seconds_of
 from aimemo.core.ports import Selector
+from aimemo.core.state import Unkeyable
 from aimemo.core.types import TypeResolver
 from aimemo.errors import UnkeyableArgumentError, ValidationError
 

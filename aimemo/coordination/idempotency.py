@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 from aimemo.coordination.json_text import from_json, to_json
-from aimemo.core.canonical import Unkeyable, canonical
+from aimemo.core.canonical import canonical
 from aimemo.core.fleet import pauses
 from aimemo.core.policy import milliseconds_of, seconds_of
 from aimemo.core.runtime import Failure
+from aimemo.core.state import Unkeyable
 from aimemo.errors import (
     AimemoError,
     CodecError,

@@ -25,6 +25,7 @@ NO_SERVERS = "not redis and not cluster"
 FLIGHTS = ["test_flights.py", "test_flights_tasks.py", "test_flights_threads.py", "test_forks.py"]
 TESTS: dict[str, tuple[list[str], str]] = {
     "aimemo/core/keys.py": (["test_keys.py"], NO_SERVERS),
+    "aimemo/core/state.py": (["test_canonical.py"], NO_SERVERS),
     "aimemo/core/canonical.py": (["test_canonical.py"], NO_SERVERS),
     "aimemo/core/envelope.py": (["test_envelope.py"], f"{NO_SERVERS} and not planted and not bomb"),
     "aimemo/core/single_flight.py": (FLIGHTS, NO_SERVERS),
