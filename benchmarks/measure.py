@@ -34,7 +34,7 @@ class Section:
         with _on_one_core(self.pinned), _frozen():
             times = asyncio.run(self._run_tasks(rounds, seconds)) if self.tasks else self._run(rounds, seconds)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        spreads = {name: _spread(values) for name, values in times.items()}
+        spreads = {name: spread(values) for name, values in times.items()}
         return Table(self.title, "ns a call", medians, self.goals, spreads)
 
     def _run(self, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -120,7 +120,8 @@ async def _time_task(call: Callable[[], Awaitable[Any]], callers: int, loops: in
     return taken / (loops * callers)
 
 
-def _spread(values: list[float]) -> float:
+def spread(values: list[float]) -> float:
+    """How far apart half of some figures lie, as a share of their median."""
     if len(values) < 2:
         return 0.0
     quartiles = statistics.quantiles(values, n=4)
