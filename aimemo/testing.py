@@ -119,10 +119,11 @@ class _FailingStore:
         return await self._working().ticket(key, operation, tags)
 
     async def set(self, key: str, entry: Entry, ticket: Any = None, *, replaces: bool = False) -> bool | None:
-        return await self._working().set(key, _in_bytes(entry), ticket, replaces=replaces)
+        # No live value, as in other stores.
+        return await self._working().set(key, PackedEntry.like(entry), ticket, replaces=replaces)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> int | None:
-        return await self._working().set_many({key: _in_bytes(entry) for key, entry in entries.items()})
+        return await self._working().set_many({key: PackedEntry.like(entry) for key, entry in entries.items()})
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         return await self._working().delete_many(keys)
@@ -135,11 +136,3 @@ class _FailingStore:
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _in_bytes(entry: Any) -> Entry:
-    """An entry as other stores keep it: no live value, which is what memory would keep."""
-    return PackedEntry(
-        entry.key, entry.payload, created=entry.created, fresh_until=entry.fresh_until, usable_until=entry.usable_until,
-        operation=entry.operation, tags=entry.tags, seconds=entry.seconds, facts=entry.facts,
-    )  # fmt: skip

@@ -136,6 +136,7 @@ DIFFERENT: dict[str, list[Any]] = {
     "bytes": [b"ab", bytearray(b"ab"), memoryview(b"ab"), "ab", b"a" * 2000, b"a" * 2001, b"a" * 1999 + b"b"],
     "dict keys": [{key: "a"} for key in (1, "1", 1.0, b"1", None, "None", (1,), (True,))] + [{True: "a"}],
     "dicts": [{"a": 1}, {"a": 1.0}, {"a": None}, {}, [("a", 1)], collections.OrderedDict(a=1), {"a": {"a": 1}}],
+    "ordered dicts": [collections.OrderedDict(items) for items in ([("a", 1), ("b", 2)], [("b", 2), ("a", 1)])],
     "text": [*(unicodedata.normalize(form, "é") for form in ("NFC", "NFD")), "\ud800", "\ud83d\ude00", "\U0001f600"],
     "str subclasses": ["a", Tagged("a"), Tagged("b"), Named("a"), with_attributes(Tagged("a"), language="de")],
     "str subclasses with slots": [with_attributes(Slotted("a"), language=language) for language in ("de", "fr")],
@@ -182,6 +183,7 @@ SAME: dict[str, tuple[Any, Any]] = {
     "NaNs": (float("nan"), -float("nan")),
     "complex zeros": (complex(0.0, 0.0), complex(-0.0, -0.0)),
     "order of a dict": ({"a": 1, "b": 2, 3: 4}, {3: 4, "b": 2, "a": 1}),
+    "order of a subclass of dict": (collections.Counter("ab"), collections.Counter("ba")),
     "order of a set": ({"a", "b", "c", 1, None}, {1, None, "c", "b", "a"}),
     "sets in sets": ({frozenset({1, 2}), 3}, {3, frozenset({2, 1})}),
     "equal dataclasses": (Point(1, [2]), Point(1, [2])),
@@ -194,6 +196,7 @@ SAME: dict[str, tuple[Any, Any]] = {
 }
 # What is in stores already was kept under keys made from these: another form loses it.
 INT = "o13:builtins:typet2[s12:builtins:intN"
+LIST_OF_INT = f"o18:types:GenericAliast2[o13:builtins:typet2[s13:builtins:listNt1[{INT}"
 AS_EVER: list[tuple[Any, str]] = [
     (None, "N"), (True, "T"), (False, "F"), (..., "E"), ("é", "s1:é"), (255, "iff;"), (-1, "i-1;"),
     (0.5, "f0x1.0000000000000p-1;"), (1 + 2j, "c0x1.0000000000000p+0,0x1.0000000000000p+1;"),
@@ -205,7 +208,8 @@ AS_EVER: list[tuple[Any, str]] = [
     (range(1, 5, 2), "x5:ranget3[i1;i5;i2;"), (slice(1, None), "x5:slicet3[i1;NN"),
     (len, "o35:builtins:builtin_function_or_methodt2[s8:builtinss3:len"),
     (int, INT), (int.from_bytes, f"o35:builtins:builtin_function_or_methodt2[{INT}s14:int.from_bytes"),
-    (list[int], f"o18:types:GenericAliast2[o13:builtins:typet2[s13:builtins:listNt1[{INT}"),
+    (list[int], LIST_OF_INT),
+    (typing.List[int], LIST_OF_INT.replace("18:types:", "20:typing:_")),  # noqa: UP006
     (Colour.RED, "o27:tests.test_canonical:Colourt2[s3:REDi1;"), (Point(1), "o11:types:Pointt3[d2[s1:xi1;s1:yi0;NN"),
     (Model(extra=1), "o26:tests.test_canonical:Modelt3[d1[s4:names1:md1[s5:extrai1;d1[s5:_seedi0;"),
     (OwnKey(1), "o27:tests.test_canonical:OwnKeyi1;"), (Tagged("a"), "o27:tests.test_canonical:Taggedt2[s1:ad0["),

@@ -994,27 +994,18 @@ def test_what_a_parent_removes_leaves_the_l1_of_its_forked_child(make: Make, wor
         child.pipe.send("removed")
 
 
-def test_a_forked_child_waits_for_what_a_thread_of_its_parent_computes(make: Make, start: Start) -> None:
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(4.5, marks=pytest.mark.slow)])
+def test_a_forked_child_waits_for_what_a_thread_of_its_parent_computes(
+    make: Make, start: Start, seconds: float
+) -> None:
+    """However long: the parent's lease is renewed after the fork too."""
     here = make()
     held = Held(numbered)
     ask = remember(held, here, "threads")
     caller = start(ask, "q")
     assert held.has_started()
     with Fork(lambda pipe: pipe.send(ask("q"))) as child:
-        assert not child.pipe.poll(0.3), "it computes for itself"
-        held.gates[0].set()
-        assert (child.hear(), caller.result(SECONDS)) == ("q 0", "q 0")
-
-
-@pytest.mark.slow
-def test_the_lease_of_a_parent_outlasts_a_fork(make: Make, start: Start) -> None:
-    here = make()
-    held = Held(numbered)
-    ask = remember(held, here, "threads")
-    caller = start(ask, "q")
-    assert held.has_started()
-    with Fork(lambda pipe: pipe.send(ask("q"))) as child:
-        assert not child.pipe.poll(4.5), "the lease was not renewed"
+        assert not child.pipe.poll(seconds), "it computes for itself"
         held.gates[0].set()
         assert (child.hear(), caller.result(SECONDS)) == ("q 0", "q 0")
 

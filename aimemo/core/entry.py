@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 RETIRED: Final = float("-inf")
 
@@ -77,15 +77,21 @@ class Entry:
         self.older: Entry | None = None
 
     @classmethod
-    def holding(cls, value: Any, packed: Entry) -> Entry:
-        """`packed` with its value unpacked once for everybody, which no one can change."""
-        assert packed.payload is not None
+    def like(cls, other: Entry) -> Self:
+        """An entry of this class with what another one says, but for its value."""
+        assert other.payload is not None
         entry = cls(
-            packed.key, packed.payload, created=packed.created, fresh_until=packed.fresh_until,
-            usable_until=packed.usable_until, operation=packed.operation, tags=packed.tags,
-            seconds=packed.seconds, facts=packed.facts,
+            other.key, other.payload, created=other.created, fresh_until=other.fresh_until,
+            usable_until=other.usable_until, operation=other.operation, tags=other.tags,
+            seconds=other.seconds, facts=other.facts,
         )  # fmt: skip
-        entry.stored_size = packed.stored_size
+        entry.stored_size = other.stored_size
+        return entry
+
+    @classmethod
+    def holding(cls, value: Any, packed: Entry) -> Self:
+        """`packed` with its value unpacked once for everybody, which no one can change."""
+        entry = cls.like(packed)
         entry.value = value
         return entry
 

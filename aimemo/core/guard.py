@@ -301,7 +301,7 @@ class Guard:
     def _failed(self, stage: str, key: str, error: Exception, budget: Budget | None) -> None:
         breaker = self._breaker(stage)
         if isinstance(error, CodecError):  # one entry's fault: the store did answer
-            breaker.succeeded()
+            self._succeeded(breaker)
         else:
             self.faults += 1
             if not isinstance(error, HeldUp):
