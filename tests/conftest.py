@@ -13,6 +13,7 @@ import pytest
 
 from aimemo import Cache, InMemoryCache, SQLiteCache
 from aimemo.core.events import GATE
+from tests.kit import stalls
 from tests.kit.clients import KINDS, client_of, close
 from tests.kit.clock import Clock
 from tests.kit.leaks import Before, Tasks
@@ -48,6 +49,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+
+
+@pytest.fixture(autouse=True)
+def _stalls_are_watched() -> None:
+    stalls.watch()
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ from aimemo import (
 from aimemo.core.events import GATE
 from aimemo.setup import config
 from aimemo.setup.presets import PRESETS
+from tests.kit import stalls
 from tests.kit.redis_caches import shared
 from tests.kit.servers import wait_until
 
@@ -199,7 +200,7 @@ async def test_an_address_that_does_not_answer_takes_two_seconds_at_most(
     started = time.monotonic()
     with pytest.raises(InfrastructureError, match="Redis connection failed for"):
         await factory.for_web_app(redis_url=url, fail_on_connection_error=True, performance_monitor=None)
-    assert time.monotonic() - started < 2.5
+    assert time.monotonic() - started < 2.5 + stalls.longest()
 
 
 async def test_an_address_that_does_not_answer_is_given_up_after_the_time_given(
@@ -208,7 +209,7 @@ async def test_an_address_that_does_not_answer_is_given_up_after_the_time_given(
     started = time.monotonic()
     cache = await factory.for_web_app(redis_url=silent, connect_timeout=0.05, performance_monitor=None)
     assert type(cache) is InMemoryCache
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 1 + stalls.longest()
 
 
 @pytest.mark.redis

@@ -21,8 +21,8 @@ async def test_a_hung_store_costs_one_budget_in_all(on_a_loop: Bench) -> None:
     on_a_loop.store.trouble = lambda: asyncio.sleep(3600)
     on_a_loop.guard.start_call()
     started = time.monotonic()
-    assert await on_a_loop.get(3) == [None] * 3
-    assert 0.09 < time.monotonic() - started < 0.2
+    assert await on_a_loop.get(30) == [None] * 30
+    assert 0.09 < time.monotonic() - started < 1
     assert [type(error) for _, _, error in on_a_loop.reports] == [TimeoutError]
 
 

@@ -24,7 +24,7 @@ from tests.kit.clock import Clock
 from tests.kit.looking import followers, nearest_tier, until
 
 Remember = Callable[..., Any]
-PATIENCE = 0.25
+PATIENCE = 1.0
 """Longer than a caller may be held by its hooks (0.1 s), with room for a slow machine."""
 
 
@@ -168,7 +168,7 @@ async def test_a_failing_hook_is_logged_and_counted_and_harms_nobody(
 
 
 @pytest.mark.leaves("hooks that hang")
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 30])
 async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at_all(
     remember: Remember, cache: Cache, listen: Any, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

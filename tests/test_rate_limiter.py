@@ -195,15 +195,20 @@ async def test_a_wait_is_as_exact_over_the_longest_window(client: Any, name: str
     assert seconds - 100 < (await done(limiter.check(name))).retry_after <= seconds
 
 
-async def test_acquire_waits_for_room_and_no_longer_than_its_deadline(client: Any, name: str) -> None:
+async def test_acquire_waits_for_room(client: Any, name: str) -> None:
     limiter = RateLimiter(client, 1, 0.4)
-    await done(limiter.check(name))
     started = time.monotonic()
     assert await done(limiter.acquire(name))
-    assert not await done(limiter.acquire(name, deadline=0.05))
-    assert time.monotonic() - started < 0.4, "what cannot be in time is not waited for"
     assert await done(limiter.acquire(name, deadline=5))
-    assert 0.4 <= time.monotonic() - started < 2
+    assert time.monotonic() - started >= 0.4
+
+
+async def test_acquire_does_not_wait_for_what_cannot_be_in_time(client: Any, name: str) -> None:
+    limiter = RateLimiter(client, 1, 10)
+    started = time.monotonic()
+    assert await done(limiter.acquire(name))
+    assert not await done(limiter.acquire(name, deadline=9))
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("kind", WORLDS)

@@ -25,6 +25,7 @@ import redis
 from aimemo import CacheEvent, GenericRedisCache, InfrastructureError, cached_ai_call
 from aimemo.coordination.lock import LEASE_SECONDS
 from aimemo.core.guard import FAILURES_TO_OPEN, PROBE_INTERVAL
+from tests.kit import stalls
 from tests.kit.looking import until
 from tests.kit.proxy import Proxy
 from tests.kit.servers import HOST, Server, free_port
@@ -40,7 +41,7 @@ KEY = "op:hand|txt:|" + "0" * 32
 
 def is_one_budget(took: list[float]) -> bool:
     """Whether the stores cost callers at once one budget each. Of many, a loaded machine leaves some waiting."""
-    return statistics.median(took) < 2 * ONE_BUDGET and max(took) < 3 * ONE_BUDGET
+    return statistics.median(took) < 2 * ONE_BUDGET and max(took) < 3 * ONE_BUDGET + stalls.longest()
 
 
 def answer_to(question: int) -> dict[str, Any]:
@@ -300,7 +301,7 @@ async def test_callers_of_one_question_on_a_hung_server_share_one_computation(
     caller.before = lambda question: asyncio.sleep(0.5) if world == "tasks" else time.sleep(0.5)
     server.freeze()
     [question] = caller.new(1)
-    assert max(await caller.ask([question] * 50)) < 0.5 + 3 * ONE_BUDGET
+    assert max(await caller.ask([question] * 50)) < 0.5 + 3 * ONE_BUDGET + stalls.longest()
     assert caller.computed[question] == 1
 
 
@@ -311,7 +312,7 @@ async def test_calls_one_after_another_lose_no_more_budgets_than_open_the_breake
     caller = make(server.url, world)
     await caller.warm_up(caller.new(1))
     server.freeze()
-    assert max(await caller.ask_in_turn(caller.new(3 * FAILURES_TO_OPEN))) < ONE_BUDGET
+    assert max(await caller.ask_in_turn(caller.new(3 * FAILURES_TO_OPEN))) < ONE_BUDGET + stalls.longest()
     assert len([fault for fault in caller.faults() if fault.error != "HeldUp"]) <= FAILURES_TO_OPEN
 
 
@@ -367,7 +368,7 @@ async def test_every_way_to_use_a_hung_server_costs_one_budget(
     if state == "open":
         await everybody(lambda caller: caller.open_breaker(), callers)
     await everybody(use, callers)
-    assert max(took.values()) < 0.55, took
+    assert max(took.values()) < 0.55 + stalls.longest(), took
 
 
 async def test_a_server_that_drips_does_not_outlast_the_deadline(
@@ -415,7 +416,7 @@ async def test_a_cache_whose_server_hangs_closes_at_once(
     await caller.ask(caller.new(5))
     started = time.monotonic()
     await caller.do("close")
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 0.5 + stalls.longest()
 
 
 # An event loop that is held by its user
@@ -495,7 +496,7 @@ async def test_a_server_that_comes_after_the_app_is_used_from_then_on(make_all: 
         started = time.monotonic()
         await caller.ask(questions)
         await caller.ask(questions)
-        assert time.monotonic() - started < 1, caller
+        assert time.monotonic() - started < 1 + stalls.longest(), caller
         once = 1 if caller.cache.l1_cache is not None else 2
         assert [caller.computed[question] for question in questions] == [once] * 20, caller
         assert await caller.do("connect") is False
@@ -753,7 +754,7 @@ async def test_without_a_server_reads_and_writes_by_hand_never_raise_and_end_in_
         for name, arguments, expected in steps:
             started = time.monotonic()
             assert await caller.do(name, *arguments) == expected, (caller, name)
-            assert time.monotonic() - started < 2 * ONE_BUDGET, (caller, name)
+            assert time.monotonic() - started < 2 * ONE_BUDGET + stalls.longest(), (caller, name)
 
     await everybody(read_and_write, make_all(nowhere))
 
@@ -792,7 +793,7 @@ async def test_a_strict_cache_raises_in_time_where_there_is_no_server(
     with pytest.raises(InfrastructureError) as raised:
         await caller.ask(caller.new(1))
     assert isinstance(raised.value.__cause__, CLIENT_ERRORS)
-    assert time.monotonic() - started < ONE_BUDGET
+    assert time.monotonic() - started < ONE_BUDGET + stalls.longest()
 
 
 # Removals that nobody acknowledged

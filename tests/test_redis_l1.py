@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, GenericRedisCache, cached_ai_call, record_calls
+from tests.kit import stalls
 from tests.kit.clock import Clock
 from tests.kit.forks import Fork
 from tests.kit.looking import until
@@ -354,7 +355,7 @@ def test_a_replacement_that_redis_does_not_answer_costs_one_deadline(
         took = time.monotonic() - started
     finally:
         deaf.thaw()
-    assert took < 0.7
+    assert took < 0.7 + stalls.longest()
 
 
 @pytest.mark.parametrize("who", ["itself", "another cache"])
@@ -763,7 +764,7 @@ def test_an_entry_lives_in_l1_no_longer_than_in_redis_whatever_the_clock_of_who_
     for read in (lambda: here.get("k"), lambda: here.blocking.get("k")):
         skewed.ask("set", "k", "old", 0.5)
         assert finish(read) == "old"
-        assert outlived(here, server, "k") < 0.1
+        assert outlived(here, server, "k") < 0.1 + stalls.longest()
 
 
 @pytest.mark.parametrize("clock", [time.time, lambda: time.monotonic() + 1e9], ids=["time.time", "one of their own"])
@@ -773,7 +774,7 @@ def test_an_entry_lives_in_l1_no_longer_than_in_redis_with_a_clock_that_is_passe
     here, there = make(clock=clock), make(clock=clock)
     there.blocking.set("k", "old", 0.5)
     assert finish(lambda: view(here, world).get("k")) == "old"
-    assert outlived(here, server, "k") < 0.1
+    assert outlived(here, server, "k") < 0.1 + stalls.longest()
 
 
 def test_what_was_read_late_lives_in_l1_for_what_was_left_of_it(clock: Clock, world: str) -> None:

@@ -16,6 +16,7 @@ import redis
 import redis.asyncio
 
 from aimemo import ConfigurationError, InfrastructureError, RedisLock, ValidationError
+from tests.kit import stalls
 from tests.kit.clients import client_at, client_of, done
 from tests.kit.looking import until
 from tests.kit.lossy import LossyProxy
@@ -203,10 +204,10 @@ async def test_acquiring_again_is_the_same_acquisition(client: Any, name: str) -
 @pytest.mark.parametrize("world", WORLDS)
 async def test_a_lock_is_renewed_for_as_long_as_it_was_asked(name: str, world: str) -> None:
     async with client_at(world, shared("server").port) as client:
-        lock, started = RedisLock(client, name, timeout=0.15, renew_for=0.6), time.monotonic()
+        lock, started = RedisLock(client, name, timeout=0.4, renew_for=0.9), time.monotonic()
         assert await done(lock.acquire())
         await until(lambda: left(name) < 0, 3)
-        assert 0.45 < time.monotonic() - started < 0.9
+        assert time.monotonic() - started > 0.7
         assert await done(lock.release()) is False
 
 
@@ -272,7 +273,7 @@ async def test_a_deadline_ends_the_wait(client: Any, name: str) -> None:
     assert await done(lock.acquire())
     started = time.monotonic()
     assert not await done(other.acquire(blocking=True, deadline=0.15))
-    assert 0.15 <= time.monotonic() - started < 0.35
+    assert 0.15 <= time.monotonic() - started < 2
     assert await done(lock.release())
     assert await done(other.acquire(blocking=True, deadline=0))
 
@@ -382,9 +383,9 @@ def test_a_holder_that_is_gone_is_followed_within_its_timeout(name: str, end: st
     with ServiceWorker(shared("server").port) as worker, contextlib.closing(client_of("sync")) as client:
         assert worker.ask("keep", name, 0.4) is True
         worker.kill() if end == "killed" else worker.freeze()
-        lock, started = RedisLock(client, name), time.monotonic()
+        lock, started, remaining = RedisLock(client, name), time.monotonic(), left(name) / 1000
         assert lock.acquire(blocking=True)
-        assert 0.1 < time.monotonic() - started < 0.6
+        assert remaining - 0.01 < time.monotonic() - started < 0.6 + stalls.longest()
         if end == "stopped":
             worker.thaw()
             assert worker.ask("give_back") is False

@@ -29,6 +29,7 @@ import redis.sentinel
 from aimemo import GenericRedisCache, InfrastructureError, cached_ai_call
 from aimemo.link import aio, blocking
 from aimemo.link.urls import Address
+from tests.kit import stalls
 from tests.kit.servers import HOST, ClusterOfThree, Server, Watched, binaries, free_port, wait_until
 from tests.kit.slots import Move, move_all, spread
 
@@ -407,7 +408,7 @@ async def test_two_seconds_after_a_promotion_both_worlds_read_and_write_again(
             took = time.monotonic() - promoted
             rounds = load.rounds
             await until(lambda: done(load.rounds > rounds + 50))
-        assert took < 2
+        assert took < 2 + stalls.longest()
         assert load.faults == []
 
 
@@ -427,7 +428,7 @@ async def test_two_seconds_after_a_promotion_tasks_hear_of_removals_again(
         await here.set("key", "old")
         assert await here.get("key") == await there.get("key") == "old"
         assert await there.delete("key") is True
-        assert await until(lambda: said(here.get("key"), None)) < 0.5
+        assert await until(lambda: said(here.get("key"), None)) < 0.5 + stalls.longest()
 
 
 async def done(condition: bool) -> bool:

@@ -15,6 +15,7 @@ import pytest
 
 from aimemo import InfrastructureError, SQLiteCache, cached_ai_call
 from aimemo.stores import sqlite_file
+from tests.kit import stalls
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_threads_that_all_wait_for_another_writer_wait_one_budget_each(
     for thread in threads:
         thread.join()
     assert len(took) == 10
-    assert max(took) < 0.4
+    assert max(took) < 0.4 + stalls.longest()
 
 
 def test_opening_a_file_that_another_holds_takes_no_longer_than_the_budget(
@@ -147,7 +148,7 @@ def test_opening_a_file_that_another_holds_takes_no_longer_than_the_budget(
     assert make(deadline=0.1).blocking.get_or_compute("k", lambda: 1) == 1
     took = time.monotonic() - started
     other.close()
-    assert took < 0.4
+    assert took < 0.4 + stalls.longest()
 
 
 def test_on_a_full_disk_reads_hit_and_writes_are_skipped(
