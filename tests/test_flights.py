@@ -58,6 +58,15 @@ def test_who_has_landed_leads_nothing_any_more() -> None:
     assert flights.follow(a, [b])
 
 
+def test_who_has_landed_holds_nobody_up_by_what_it_waited_for() -> None:
+    flights = Flights()
+    a, b, c = (join(flights, key)[0] for key in "abc")
+    assert flights.follow(b, [a])
+    assert flights.follow(c, [b])
+    flights.land(b, None)
+    assert flights.follow(a, [c])
+
+
 async def test_a_key_is_busy_while_its_flight_is_under_way_in_that_world() -> None:
     flights, runtime = Flights(), ThreadRuntime()
     flight, _ = join(flights, "key")
@@ -86,6 +95,7 @@ def test_a_detached_flight_is_joined_by_nobody_else(kind: Any, name: str, is_out
     flight, _ = flights.join(runtime, "key", "ask", ("news",))
     flights.detach(Selector(kind, name), is_outdated=is_outdated)
     assert flight.is_outdated is is_outdated
+    assert flights.landings == 1, "who has looked before looks again"
     other, leads = flights.join(runtime, "key", "ask", ("news",))
     assert leads
     assert not other.is_outdated

@@ -19,7 +19,7 @@ from aimemo.core import aio
 from tests.kit.clock import Clock
 from tests.kit.interleaving_run import KINDS, Kind, run
 from tests.kit.looking import followers, until
-from tests.kit.redis_caches import shared
+from tests.kit.redis_caches import redis_cache, shared
 
 STEPS = ["before the ticket", "after the ticket", "during the call", "before the set", "after the set"]
 each_step = pytest.mark.parametrize("step", STEPS)
@@ -197,6 +197,25 @@ async def test_who_looked_before_an_invalidation_leaves_nothing_old_behind(
     assert await first in ("q 0", "q 1")
     assert {await ask.peek("q"), await ask("q"), await theirs("q")} == {"q 1"}
     assert function.calls == 2
+
+
+@pytest.mark.parametrize("has_l1", [False, True])
+async def test_who_looked_before_another_cache_replaced_what_is_computed_here_finds_that(has_l1: bool) -> None:
+    cache = redis_cache("server", leases=False, enable_l1_cache=has_l1)
+    there = GenericRedisCache(shared("server").url, namespace=cache.namespace, deadline=5)
+    looking, computing = hold(cache, "after the get"), Gate()
+    function = Numbered(computing)
+    ask = function.on(cache)
+    late, first = await begin(ask, looking), await begin(ask, computing)
+    await there.set(ask.key_for("q"), "theirs")
+    await until(lambda: not cache._flights._flights)
+    looking.open()
+    assert await late == "theirs"
+    computing.open()
+    assert await first == "q 0"
+    assert function.calls == 1
+    await cache.close()
+    await there.close()
 
 
 @pytest.mark.parametrize("cache", ["redis behind L1"], indirect=True)

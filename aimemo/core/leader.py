@@ -88,7 +88,7 @@ class Leader:
         await self._journal.bus.deliver(self._runtime)
 
     async def _lead(self, flight: Flight, call: Call, stale: Found | None, seen: int) -> Landing:
-        if seen not in (REPLACE, self._flights.landings):  # a flight has landed since the caller looked
+        if seen not in (REPLACE, self._flights.landings):  # a flight has ended since the caller looked
             found = await self._tiers.find_fresh(call)
             if found is not None:
                 return self._land_found(call, found)

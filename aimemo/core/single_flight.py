@@ -102,7 +102,7 @@ class Flights:
 
     def __init__(self) -> None:
         self.landings = 0
-        """How many flights have landed: what was looked up before the last one may be worth another look."""
+        """How many flights have landed or been detached: who looked before the last one should look again."""
         self._flights: dict[tuple[str, str], Flight] = {}
         self._lock = fork_safe_lock()
         forget_after_fork(self)
@@ -176,6 +176,7 @@ class Flights:
                 if selector.matches(flight.key, flight.operation, flight.tags):
                     flight.is_outdated = flight.is_outdated or is_outdated
                     self._remove(flight)
+                    self.landings += 1
 
     def _remove(self, flight: Flight) -> None:
         address = (flight.world, flight.key)
