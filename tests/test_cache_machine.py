@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 
 from aimemo import Cache, GenericRedisCache, InMemoryCache, SQLiteCache, cached_ai_call
-from aimemo.core import aio
 from tests.kit.clock import Clock
+from tests.kit.looking import background
 from tests.kit.redis_caches import redis_cache, shared
 from tests.kit.servers import ClusterOfThree, wait_until
 
@@ -196,7 +196,7 @@ class Model(RuleBasedStateMachine):
             caller.cancel()
             await asyncio.gather(caller, return_exceptions=True)
             self.was_counted = not caller.cancelled()
-            while tasks := [task for task in aio._tasks if task.get_loop() is self.loop]:
+            while tasks := background():
                 await asyncio.wait(tasks)
 
         self.loop.run_until_complete(cancel())

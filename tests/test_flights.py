@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from aimemo.core.entry import PackedEntry
 from aimemo.core.ports import Selector
 from aimemo.core.runtime import Answer, ThreadRuntime
 from aimemo.core.single_flight import Flight, Flights, Landing
+from tests.kit.looking import OtherThread
 
 
 def join(flights: Flights, key: str, runtime: Any = None) -> tuple[Flight, bool]:
-    return flights.join(runtime or ThreadRuntime(), key, "ask", ())
+    return flights.join(runtime or OtherThread(), key, "ask", ())
 
 
 @pytest.mark.parametrize("closes", [True, False], ids=["a ring", "no ring"])
@@ -67,8 +69,20 @@ def test_who_has_landed_holds_nobody_up_by_what_it_waited_for() -> None:
     assert flights.follow(a, [c])
 
 
-async def test_a_key_is_busy_while_its_flight_is_under_way_in_that_world() -> None:
+def test_nobody_waits_for_a_flight_that_the_same_thread_has_left_behind() -> None:
+    """As Ctrl-C may have it, or a call within a call."""
     flights, runtime = Flights(), ThreadRuntime()
+    left, _ = join(flights, "key", runtime)
+    taken_over, leads = join(flights, "key", runtime)
+    assert leads
+    assert taken_over is not left
+    flights.land(left, None)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(join, flights, "key", runtime).result() == (taken_over, False)
+
+
+async def test_a_key_is_busy_while_its_flight_is_under_way_in_that_world() -> None:
+    flights, runtime = Flights(), OtherThread()
     flight, _ = join(flights, "key")
     assert [flights.is_busy(runtime, key) for key in ("key", "other")] == [True, False]
     assert not flights.is_busy(TaskRuntime(), "key")
@@ -91,7 +105,7 @@ SELECTORS = [("key", "key"), ("operation", "ask"), ("tag", "news"), ("glob", "k?
 @pytest.mark.parametrize(("kind", "name"), SELECTORS)
 @pytest.mark.parametrize("is_outdated", [True, False])
 def test_a_detached_flight_is_joined_by_nobody_else(kind: Any, name: str, is_outdated: bool) -> None:
-    flights, runtime = Flights(), ThreadRuntime()
+    flights, runtime = Flights(), OtherThread()
     flight, _ = flights.join(runtime, "key", "ask", ("news",))
     flights.detach(Selector(kind, name), is_outdated=is_outdated)
     assert flight.is_outdated is is_outdated
@@ -104,7 +118,7 @@ def test_a_detached_flight_is_joined_by_nobody_else(kind: Any, name: str, is_out
 
 
 def test_what_detaches_by_default_makes_outdated_and_nothing_makes_it_good_again() -> None:
-    flights, runtime = Flights(), ThreadRuntime()
+    flights, runtime = Flights(), OtherThread()
     [kept, outdated] = [flights.join(runtime, key, "ask", ())[0] for key in ("kept", "outdated")]
     flights.detach(Selector("key", "outdated"))
     assert (kept.is_outdated, outdated.is_outdated) == (False, True)

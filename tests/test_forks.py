@@ -12,8 +12,8 @@ import pytest
 
 from aimemo.core import runtime
 from aimemo.core.aio import _Workers
-from aimemo.core.runtime import ThreadRuntime
 from aimemo.core.single_flight import Flights
+from tests.kit.looking import OtherThread
 
 Fork = Callable[[], None]
 
@@ -61,10 +61,10 @@ def test_locks_are_held_over_a_fork_and_only_the_child_forgets(fork: Fork, side:
 
 
 def test_a_child_does_not_wait_for_what_its_parent_computes(fork: Fork, side: str) -> None:
-    flights = Flights()
-    assert flights.join(ThreadRuntime(), "key", "ask", ())[1]
+    flights, threads = Flights(), OtherThread()
+    assert flights.join(threads, "key", "ask", ())[1]
     fork()
-    assert flights.join(ThreadRuntime(), "key", "ask", ())[1] is (side == "child")
+    assert flights.join(threads, "key", "ask", ())[1] is (side == "child")
 
 
 def test_a_child_starts_worker_threads_of_its_own(fork: Fork, side: str) -> None:

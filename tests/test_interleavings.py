@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from aimemo import MISSING, Cache, GenericRedisCache, SQLiteCache, cached_ai_call
-from aimemo.core import aio
 from tests.kit.clock import Clock
 from tests.kit.interleaving_run import KINDS, Kind, run
-from tests.kit.looking import followers, until
+from tests.kit.looking import background, followers, until
 from tests.kit.redis_caches import redis_cache, shared
 
 STEPS = ["before the ticket", "after the ticket", "during the call", "before the set", "after the set"]
@@ -168,7 +167,7 @@ async def test_an_invalidation_by_another_cache_at_a_step_of_a_miss_leaves_only_
     assert answers == {"q 0", "q 1"}, "each of them asked for itself"
     allowed = answers if step == "before the ticket" else {second}
     assert await theirs.peek("q") in allowed
-    await until(lambda: not aio._tasks)
+    await until(lambda: not background())
     await eventually(ask, allowed)
     assert function.calls == 2
 
@@ -256,9 +255,9 @@ async def test_a_computation_cancelled_at_any_step_is_taken_over_by_one_of_those
     cache: Cache, step: str
 ) -> None:
     ask, function, gate = prepare(cache, step)
-    before = set(aio._tasks)
+    before = set(background())
     callers = await begin_together(ask, gate)
-    for task in aio._tasks - before:
+    for task in set(background()) - before:
         task.cancel()
     answers = set(await asyncio.wait_for(asyncio.gather(*callers), 5))
     assert len(answers) == 1
@@ -414,7 +413,7 @@ async def test_a_stale_answer_invalidated_while_it_is_renewed_is_neither_served_
     await WAYS[way](cache, ask)
     assert await asyncio.wait_for(ask("q"), 5) == "q 2"
     function.gate.open()
-    await until(lambda: not aio._tasks)
+    await until(lambda: not background())
     assert {await ask.peek("q"), await ask("q")} == {"q 2"}
     assert function.calls == 3
 
@@ -431,10 +430,10 @@ async def test_after_an_invalidation_who_waited_for_a_lease_computes_whatever_be
     held = Numbered(Gate())
     theirs, function = held.on(there), Numbered()
     function.calls = 10
-    before = set(aio._tasks)
+    before = set(background())
     assert held.gate is not None
     holder = await begin(theirs, held.gate)
-    working = aio._tasks - before
+    working = set(background()) - before
     ask = function.on(cache)
     waiting = asyncio.create_task(ask("q"))
     await until(lambda: followers(cache) == 1)

@@ -57,7 +57,11 @@ class Leader:
                 return Landing(await self._runtime.attempt(call.thunk)), True
             if leads:
                 ended = functools.partial(self._flights.land, flight, None)
-                await self._runtime.launch(self._fly(flight, call, stale, seen), ended)
+                try:
+                    await self._runtime.launch(self._fly(flight, call, stale, seen), ended)
+                except BaseException:  # where recursion ends or Ctrl-C comes, a flight's own end may fail too
+                    ended()
+                    raise
             landing = await self._flights.landing(flight, self._runtime)
             leads_left -= leads
             if landing is None and not leads_left:
@@ -77,7 +81,7 @@ class Leader:
 
     async def _fly(self, flight: Flight, call: Call, stale: Found | None, seen: int) -> None:
         landing = None
-        token = _LEADING.set((*_LEADING.get(), flight))
+        token = _LEADING.set((*(leading for leading in _LEADING.get() if leading.waiters is not None), flight))
         try:
             landing = await self._lead(flight, call, stale, seen)
         except Exception as error:  # a strict store's; a user's own error travels as a Failure
@@ -113,11 +117,12 @@ class Leader:
         ticket = await self._tiers.store.ticket(call.key, call.policy.operation, call.tags)
         started = self._tiers.clock()
         token = BUDGET.set(None)  # what the function asks of caches is not this call's
+        is_as_asked = call.has_same_arguments()
         try:
             result = await self._runtime.attempt(call.thunk)
         finally:
             put_back(BUDGET, token)
-        if not call.has_same_arguments():
+        if not (is_as_asked and call.has_same_arguments()):
             operation = call.policy.operation
             self._journal.not_kept(call.key, operation, "arguments_changed")
             self._journal.warn(f"an argument of {operation} was changed while the call ran: its answer was not kept")

@@ -70,7 +70,7 @@ class Runtime(Protocol):
     """Between the arrival of an answer and its receiver, others may run for long."""
 
     def home(self) -> Any:
-        """What the work of a leader that starts here depends on: an event loop, or nothing."""
+        """What the work of a leader that starts here depends on: an event loop, or a thread."""
 
     def waiter(self) -> Any:
         """Something that one caller waits on and any thread may `wake()`, once."""
@@ -85,7 +85,7 @@ class Runtime(Protocol):
         """Wait until woken, or no longer."""
 
     def is_running(self, home: Any) -> bool:
-        """Whether work that depends on `home` can go on."""
+        """Whether work that depends on `home` can go on while somebody waits for it here."""
 
     def interruption(self) -> BaseException:
         """What a caller gets whose computation was cancelled."""
@@ -148,13 +148,13 @@ class ThreadRuntime:
     world = "threads"
     can_be_held_up = False
 
-    def home(self) -> None:
-        return None
+    def home(self) -> int:
+        return threading.get_ident()
 
     def waiter(self) -> _ThreadWaiter:
         return _ThreadWaiter()
 
-    async def wait(self, waiter: _ThreadWaiter, home: None) -> bool:
+    async def wait(self, waiter: _ThreadWaiter, home: int) -> bool:
         return waiter.event.wait()
 
     async def wait_at_most(self, seconds: float, waiter: _ThreadWaiter) -> None:
@@ -163,8 +163,8 @@ class ThreadRuntime:
     async def attempt(self, thunk: Callable[[], Any]) -> Answer | Failure:
         return _attempt(thunk)  # a plain call: a StopIteration must not pass through a coroutine
 
-    def is_running(self, home: None) -> bool:
-        return True
+    def is_running(self, home: int) -> bool:
+        return home != threading.get_ident()
 
     def interruption(self) -> BaseException:
         return KeyboardInterrupt()  # nothing else ends a computation here without a result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from aimemo.core.entry import Entry
 from aimemo.core.events import Tier
@@ -97,6 +97,10 @@ class Flight:
         self.waiters: list[Any] | None = []
 
 
+_lock: Final = fork_safe_lock()
+"""Of all caches together: a function may need answers of several, and rings are looked for among all of them."""
+
+
 class Flights:
     """The flights of one cache."""
 
@@ -104,7 +108,6 @@ class Flights:
         self.landings = 0
         """How many flights have landed or been detached: who looked before the last one should look again."""
         self._flights: dict[tuple[str, str], Flight] = {}
-        self._lock = fork_safe_lock()
         forget_after_fork(self)
 
     def forget(self) -> None:
@@ -114,7 +117,7 @@ class Flights:
     def join(self, runtime: Runtime, key: str, operation: str, tags: tuple[str, ...]) -> tuple[Flight, bool]:
         """The flight of a key, and whether the caller leads it."""
         address = (runtime.world, key)
-        with self._lock:
+        with _lock:
             flight = self._flights.get(address)
             if flight is not None and runtime.is_running(flight.home):
                 return flight, False
@@ -124,7 +127,7 @@ class Flights:
     def follow(self, flight: Flight, led: Iterable[Flight]) -> bool:
         """Whether one who computes the flights `led` may wait for `flight`: not if that waits for one of them."""
         mine = {leading for leading in led if leading.waiters is not None}
-        with self._lock:
+        with _lock:
             ahead, reached = [flight], set()
             while ahead:
                 at = ahead.pop()
@@ -144,7 +147,7 @@ class Flights:
 
     def land(self, flight: Flight, landing: Landing | None) -> None:
         """End a flight, once. Without a landing its leader was cancelled, and a follower has to take over."""
-        with self._lock:
+        with _lock:
             if flight.waiters is None:
                 return
             self._remove(flight)
@@ -157,7 +160,7 @@ class Flights:
 
     async def landing(self, flight: Flight, runtime: Runtime) -> Landing | None:
         """Wait for a flight's end. None: it has no leader any more."""
-        with self._lock:
+        with _lock:
             if flight.waiters is None:
                 return flight.landing
             waiter = runtime.waiter()
@@ -171,7 +174,7 @@ class Flights:
 
         An outdated flight's answer is older than what made it so, and must not be kept.
         """
-        with self._lock:
+        with _lock:
             for flight in list(self._flights.values()):
                 if selector.matches(flight.key, flight.operation, flight.tags):
                     flight.is_outdated = flight.is_outdated or is_outdated

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from aimemo import MISSING, Cache, InMemoryCache, SQLiteCache, cached_ai_call
-from aimemo.core import aio
 from tests.kit.clock import Clock
 from tests.kit.interleaving import Schedule, Shared, SharingCache, step_through
+from tests.kit.looking import background
 
 Kind = Literal["memory", "sqlite", "shared", "shared behind L1", "fleet", "fleet behind L1"]
 KINDS: tuple[Kind, ...] = ("memory", "sqlite", "shared", "shared behind L1", "fleet", "fleet behind L1")
@@ -118,7 +118,7 @@ class Run:
         last.result()
 
     def is_quiet(self) -> bool:
-        return not aio._tasks and (self.shared is None or not self.shared.undelivered)
+        return not background() and (self.shared is None or not self.shared.undelivered)
 
     # What happens
 
@@ -237,7 +237,7 @@ class Run:
 
     async def advance(self, process: int, key: str) -> None:
         self.clock.advance(self.random.choice((1, TTL, TTL + WINDOW)))
-        if not aio._tasks:
+        if not background():
             self.landing.clear()
         for origin in self.landing:  # those who wait for it get it yet
             origin.ended_at = self.clock.now

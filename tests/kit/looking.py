@@ -7,6 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from aimemo import Cache
+from aimemo.core import aio
+from aimemo.core.runtime import ThreadRuntime
+
+
+class OtherThread(ThreadRuntime):
+    """As if whoever asks were not in the thread of who leads."""
+
+    def home(self) -> int:
+        return 0
+
+
+def background() -> list[asyncio.Task[Any]]:
+    """The library's own tasks of the loop that is running."""
+    return [task for task in aio._tasks if task.get_loop() is asyncio.get_running_loop()]
 
 
 def followers(cache: Cache) -> int:
