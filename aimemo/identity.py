@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -29,6 +30,7 @@ class Identity:
 
     def __init__(self, function: Callable[..., Any], options: Options, signature: inspect.Signature) -> None:
         self.options = options
+        self._function = function
         self.apply = compile_apply(signature)
         self._parameters = tuple(signature.parameters)
         bound = bound_values(function)
@@ -44,7 +46,11 @@ class Identity:
         starred = [_STARS[stars[name]] + name if name in stars else name for name in self._parameters]
         self._kept_names = (*self._bound, *(starred[at] for at in self._kept))
         self._prefix = key_prefix(options.operation)
-        self._head = canonical((options.operation, version_of(function, options.version)))
+
+    @functools.cached_property
+    def _head(self) -> str:
+        """Made at the first call: what a function captures may be assigned after its definition."""
+        return canonical((self.options.operation, version_of(self._function, self.options.version)))
 
     def _check_names(self, option: str, names: Iterable[str]) -> None:
         for name in names:

@@ -46,6 +46,9 @@ class Options:
         for name in ("key", "store_if", "skip_if", "facts"):
             if getattr(self, name) is not None and not callable(getattr(self, name)):
                 raise ValidationError(f"{name} must be callable", {name: "type"})
+        for name in ("key", "store_if", "skip_if", "facts", "tags", "scope"):
+            if inspect.iscoroutinefunction(getattr(self, name)):
+                raise ValidationError(f"{name} must be a plain function: nobody awaits it", {name: "async"})
         for name in ("ttl", "stale_while_revalidate", "stale_if_error"):
             if getattr(self, name) is not None:
                 seconds_of(name, getattr(self, name))
@@ -98,6 +101,7 @@ def version_of(function: Callable[..., Any], version: str | None) -> Any:
     """What of a function's own making counts into its keys: its version and the settings it captured."""
     layers = list(_layers(innermost(function)))
     settings = [_settings(layer, set()) for layer in layers]
+    settings += [given for layer in layers[:-1] if (given := _defaults(layer))]  # the last one's are parameters
     return (version, settings, [getattr(layer, "__code__", None) for layer in layers]) if version == "auto" else (
         version, settings,
     )  # fmt: skip
@@ -116,10 +120,37 @@ def _settings(function: Any, seen: set[int]) -> Any:
     changes = any(step.opname in _CHANGES or step.argval in _CHANGERS for step in steps)
     found: dict[str, Any] = {}
     for name, value in captured_names(function).items():
-        if name in rebound or id(value) in seen or (changes and not is_immutable(value) and not callable(value)):
+        if name in rebound or id(value) in seen or (changes and not _is_fixed(value)):
             continue
-        found[name] = (origin_of(value), _settings(value, seen)) if inspect.isfunction(value) else _keyed(value)
+        found[name] = _setting(value, seen)
     return found
+
+
+def _setting(value: Any, seen: set[int]) -> Any:
+    """One captured value: what of it has a canonical form."""
+    if inspect.isfunction(value) or hasattr(value, "__wrapped__"):
+        layers = [layer for layer in _layers(value) if id(layer) not in seen and not hasattr(layer, "key_for")]
+        return [(origin_of(layer), _defaults(layer), _settings(layer, seen)) for layer in layers]
+    if isinstance(value, functools.partial):
+        return [_setting(part, seen) for part in (value.func, value.args, value.keywords)]
+    form = _keyed(value)
+    if form is None and isinstance(value, dict):
+        return {_keyed(key): _setting(item, seen) for key, item in value.items()}
+    return [_setting(item, seen) for item in value] if form is None and isinstance(value, list | tuple) else form
+
+
+def _defaults(function: Any) -> Any:
+    given = [
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).values(),
+    ]
+    return [_keyed(value) for value in given]
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether a value cannot be the record of a function's calls."""
+    frozen = getattr(getattr(value, "__dataclass_params__", None), "frozen", False)
+    return frozen or is_immutable(value) or callable(value)
 
 
 def _layers(function: Any) -> Iterator[Any]:

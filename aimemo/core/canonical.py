@@ -8,6 +8,7 @@ is no plain value itself is told by plain values (`state.py`).
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import functools
 import hashlib
@@ -189,8 +190,25 @@ def _object(state: Callable[[Any], Any]) -> Writer:
 
 
 def _zone(value: Any) -> Any:
-    """The name of a named zone: an offset alone does not tell what other times there would be."""
-    return getattr(value.tzinfo, "key", None)
+    """What a zone is called: an offset alone does not tell what other times there would be, or what they are called."""
+    zone = value.tzinfo
+    name = getattr(zone, "key", None) or getattr(zone, "zone", None)  # of zoneinfo, of pytz
+    if zone is None or name is not None:
+        return name
+    if zone.utcoffset(None) is None:
+        raise Unkeyable(f"a time in a {class_name(type(zone))}, which has no name; a zoneinfo.ZoneInfo has one")
+    return _zone_name(zone)
+
+
+def _zone_name(zone: Any) -> str | None:
+    """What a zone of one offset is called, if not by that."""
+    name, usual = zone.tzname(None), datetime.timezone(zone.utcoffset(None)).tzname(None)
+    return None if name in (None, usual, usual.removeprefix("UTC")) else name
+
+
+def _zone_parts(zone: Any) -> tuple[Any, ...]:
+    name = _zone_name(zone)
+    return zone.utcoffset(None), *(() if name is None else (name,))
 
 
 _WRITERS: dict[type, Writer] = {
@@ -227,7 +245,7 @@ _LATE: dict[str, Writer] = {
     "datetime.date": _tagged("date", lambda v: (v.isoformat(),)),
     "datetime.time": _tagged("time", lambda v: (v.isoformat(), v.fold, _zone(v))),
     "datetime.timedelta": _tagged("timedelta", lambda v: (v.days, v.seconds, v.microseconds)),
-    "datetime.timezone": _tagged("timezone", lambda v: (v.utcoffset(None),)),
+    "datetime.timezone": _tagged("timezone", _zone_parts),
     "decimal.Decimal": _tagged("Decimal", lambda v: (str(v),)),
     "fractions.Fraction": _tagged("Fraction", lambda v: (v.numerator, v.denominator)),
     "uuid.UUID": _tagged("UUID", lambda v: (v.int,)),

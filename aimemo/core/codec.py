@@ -206,7 +206,14 @@ def _datetime_state(value: datetime.datetime) -> list[Any]:
     home = type(zone).__module__.partition(".")[0]
     if home not in ("builtins", "datetime", "zoneinfo", "pydantic_core"):
         raise CodecError(f"a datetime in a {home} zone cannot be stored as it is; use datetime.timezone or zoneinfo")
-    return [value.isoformat(), value.fold, getattr(zone, "key", None)]
+    key = getattr(zone, "key", None)
+    return [value.isoformat(), value.fold, _own_name(zone) if zone is not None and key is None else key]
+
+
+def _own_name(zone: Any) -> list[str] | None:
+    """The name of a zone of one offset, if it is not that."""
+    name = zone.tzname(None)
+    return None if name == datetime.timezone(zone.utcoffset(None)).tzname(None) else [name]
 
 
 def _datetime(state: list[Any]) -> datetime.datetime:
@@ -214,6 +221,8 @@ def _datetime(state: list[Any]) -> datetime.datetime:
     value = datetime.datetime.fromisoformat(text).replace(fold=fold)
     if key is None:
         return value
+    if isinstance(key, list):
+        return value.replace(tzinfo=datetime.timezone(value.utcoffset() or datetime.timedelta(), *key))
     import zoneinfo  # seldom needed, and slow to import
 
     return value.replace(tzinfo=zoneinfo.ZoneInfo(key))

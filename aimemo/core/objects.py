@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from aimemo.core.state import attributes
 from aimemo.errors import CodecError
 
 _CONTENTS: Final = (list, dict, set, frozenset, tuple, str, bytes, int, float, complex, BaseException)
@@ -48,11 +49,11 @@ def _fields(cls: type, declared: tuple[Any, ...], hints: Callable[[], Mapping[st
     return known[1]
 
 
-def _besides(value: Any, fields: Iterable[str]) -> dict[str, Any] | None:
+def _besides(cls: type, held: dict[str, Any], fields: Iterable[str]) -> dict[str, Any] | None:
     """What an object holds besides its fields; what it has merely cached is worked out again."""
-    others = getattr(value, "__dict__", {}).keys() - set(fields)
-    cached = (name for name in others if isinstance(getattr(type(value), name, None), functools.cached_property))
-    return {name: value.__dict__[name] for name in others.difference(cached)} or None
+    others = held.keys() - set(fields)
+    cached = (name for name in others if isinstance(getattr(cls, name, None), functools.cached_property))
+    return {name: held[name] for name in others.difference(cached)} or None
 
 
 def enum_state(value: enum.Enum) -> list[Any]:
@@ -79,7 +80,8 @@ def dataclass_state(value: Any) -> list[Any]:
     if isinstance(value, _CONTENTS):
         raise CodecError(f"a dataclass derived from a builtin type cannot be stored: {type(value).__qualname__}")
     fields = _dataclass_fields(type(value))
-    return [fields.signature, [getattr(value, name, ABSENT) for name in fields.names], _besides(value, fields.names)]
+    held = [getattr(value, name, ABSENT) for name in fields.names]
+    return [fields.signature, held, _besides(type(value), attributes(value), fields.names)]
 
 
 def restore_dataclass(cls: Any, signature: int, values: list[Any], others: dict[str, Any] | None) -> Any:
@@ -98,7 +100,7 @@ def _namedtuple_fields(cls: Any) -> _Fields:
 
 
 def namedtuple_state(value: Any) -> list[Any]:
-    if _besides(value, ()):
+    if _besides(type(value), attributes(value), ()):
         raise CodecError(
             f"a NamedTuple with attributes besides its fields cannot be stored: {type(value).__qualname__}"
         )
@@ -126,7 +128,7 @@ def pydantic_state(value: Any) -> list[Any]:
     return [
         fields.signature,
         [value.__dict__.get(name, ABSENT) for name in fields.names],
-        _besides(value, fields.names),
+        _besides(type(value), value.__dict__, fields.names),
         sorted(value.__pydantic_fields_set__),
         value.__pydantic_extra__,
         value.__pydantic_private__,

@@ -60,7 +60,7 @@ def dataclass_state(value: Any) -> Any:
     # A subclass that is no dataclass itself, and InitVars, put settings where no field tells of them.
     declared = type(value).__dataclass_fields__.values()
     hides = "__dataclass_fields__" not in vars(type(value)) or any(f._field_type is _INITVAR for f in declared)
-    return state, _view(value), _attributes(value) if hides else None
+    return state, _view(value), attributes(value) if hides else None
 
 
 def pydantic_state(value: Any) -> Any:
@@ -76,7 +76,7 @@ def derives_from_builtin(cls: type) -> bool:
 
 def builtin_subclass_state(value: Any) -> Any:
     factory = (value.default_factory,) if hasattr(value, "default_factory") else ()  # of a defaultdict
-    return _view(value), _attributes(value), *factory
+    return _view(value), attributes(value), *factory
 
 
 def _view(value: Any) -> Any:
@@ -84,7 +84,7 @@ def _view(value: Any) -> Any:
     return next((_VIEWS[base](value) for base in type(value).__mro__ if base in _VIEWS), None)
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def attributes(value: Any) -> dict[str, Any]:
     """All that an instance holds, in its dictionary and in its slots."""
     names = {name for cls in type(value).__mro__ if cls not in _VIEWS for name in _slots(cls)}
     held = {name: getattr(value, name) for name in names - {"__dict__", "__weakref__"} if hasattr(value, name)}
@@ -103,7 +103,9 @@ def ndarray_state(value: Any) -> Any:
     if value.dtype.hasobject or (hasattr(value, "__setitem__") and type(value) is not sys.modules["numpy"].ndarray):
         raise Unkeyable("a numpy array of objects, or of a class of its own")
     dtype = value.dtype.descr if value.dtype.names else value.dtype.str
-    return dtype, value.shape, value.tobytes()
+    scalar = value.dtype.type  # one of another package may be spelled like others
+    others = () if scalar.__module__ == "numpy" else (name_of(scalar),)
+    return dtype, value.shape, value.tobytes(), *others
 
 
 def function_state(value: types.FunctionType) -> Any:
