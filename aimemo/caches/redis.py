@@ -156,8 +156,8 @@ def _connecting(
     drop: Callable[[], None], flights: Flights, link: Link, server_time: ServerTime
 ) -> Callable[[bool], None]:
     def connected(may_have_missed: bool) -> None:
-        drop()
         if may_have_missed:
+            drop()
             flights.detach(Selector("all"), is_outdated=False)  # the tickets know better which may be kept
         if server_time.is_due():
             drive(server_time.learn(link))

@@ -36,8 +36,10 @@ class SQLiteCache(Cache):
         super().__init__(default_ttl=default_ttl, **settings)
         if not isinstance(path, str | os.PathLike) or not os.fspath(path) or os.path.isdir(path):
             raise ValidationError("path must name a file; it names a folder, or nothing", {"path": path})
-        self.path = Path(path)
-        self._file = SQLiteFile(path, busy_seconds=self.deadline, damaged=self._damaged)
+        if os.fspath(path) == ":memory:":
+            raise ValidationError("path must name a file; what is only in memory is an InMemoryCache", {"path": path})
+        self.path = Path(path).expanduser()
+        self._file = SQLiteFile(self.path, busy_seconds=self.deadline, damaged=self._damaged)
 
     def __repr__(self) -> str:
         return f"<SQLiteCache path={str(self.path)!r} namespace={self.namespace!r} default_ttl={self.default_ttl}>"

@@ -42,8 +42,15 @@ class Surface:
         """A key for use by hand, of the same form and exactness as a decorated call's.
 
         Raises:
-            UnkeyableArgumentError: for options without a canonical form.
+            UnkeyableArgumentError: for options without a canonical form; ValidationError: for a text or an operation
+                that is none.
         """
+        if not isinstance(text, str):
+            raise ValidationError(f"text must be a string, not {type(text).__name__}", {"text": "type"})
+        if not isinstance(operation, str) or not operation.strip():
+            raise ValidationError("operation must be a non-empty string", {"operation": "type"})
+        if not isinstance(options, Mapping | None):
+            raise ValidationError(f"options must be a mapping, not {type(options).__name__}", {"options": "type"})
         try:
             identity = canonical((None, operation, None, text, dict(options or {})))
         except Unkeyable as error:

@@ -76,8 +76,9 @@ class ChannelListener:
         waiter = runtime.waiter()
         with self._lock:
             if self._session is None:
-                session = self._session = _Session()
+                session = _Session()
                 threading.Thread(target=self._run, args=(session,), name="aimemo-listener", daemon=True).start()
+                self._session = session
             if self._session.has_tried:
                 return
             session = self._session

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from aimemo.core.runtime import (
     HOOK_DEADLINE,
+    INTERRUPTIONS,
     LATE,
     Answer,
     Failure,
@@ -163,7 +164,7 @@ class TaskRuntime:
             if inspect.isawaitable(result):
                 result = await result
             return Answer(result)
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        except INTERRUPTIONS:
             raise
         except asyncio.CancelledError as error:
             if _is_being_cancelled():
@@ -202,8 +203,10 @@ class TaskRuntime:
     async def call_hook(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         try:
             result = function(*args)
-        except asyncio.CancelledError as error:
-            raise RuntimeError("the hook raised CancelledError") from error
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a CancelledError would look like the caller's own
+            raise RuntimeError(f"the hook raised {type(error).__name__}") from error
         if not inspect.isawaitable(result):
             return True
         task = _start(_hook(result))
@@ -257,7 +260,12 @@ def _in_daemon(function: Callable[..., T], args: tuple[Any, ...]) -> asyncio.Fut
 
 
 async def _hook(result: Awaitable[Any]) -> None:
-    await result
+    try:
+        await result
+    except (Exception, asyncio.CancelledError, *INTERRUPTIONS):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"the hook raised {type(error).__name__}") from error
 
 
 async def unless_cancelled(awaitable: Awaitable[T]) -> T:

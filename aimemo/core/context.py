@@ -82,7 +82,7 @@ def _enforced(mode: Mode | None = None, calls: list[CallRecord] | None = None) -
         yield
     finally:
         force.is_over = True
-        _FORCE.reset(token)
+        put_back(_FORCE, token)
         GATE.pop()
 
 
@@ -121,7 +121,7 @@ def record_calls() -> Iterator[list[CallRecord]]:
 
 
 def put_back(variable: ContextVar[Any], token: Token[Any] | None) -> None:
-    """Reset a variable. An abandoned coroutine is closed in another context, where there is nothing to reset."""
+    """Reset a variable. What is left in another context, as fixtures and abandoned coroutines are, finds nothing."""
     try:
         if token is not None:
             variable.reset(token)

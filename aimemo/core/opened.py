@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple
 from aimemo.core.envelope import Envelope, unseal
 
 MAX_REMEMBERED: Final = 1024
-MAX_BYTES: Final = 8192
+MAX_BYTES: Final = 24 * 1024
+"""Of what is remembered of one key, as it is stored and as it was before it was compressed."""
 
 
 class Opened(NamedTuple):
@@ -31,7 +32,7 @@ class LatelyOpened(dict[str, Opened]):
         if known is not None and known.data == data:
             return known.envelope
         envelope = unseal(data, fingerprint)
-        if len(data) <= MAX_BYTES:
+        if len(data) + len(envelope.payload) <= MAX_BYTES:
             if len(self) >= MAX_REMEMBERED:
                 self.clear()
             self[key] = Opened(place, data, envelope)

@@ -35,6 +35,10 @@ LATE: Final = 0.02
 """Seconds by which a timer may be late before something is said to have held the thread up."""
 
 
+INTERRUPTIONS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""What ends a user's function from outside. Whatever else it raises is its own."""
+
+
 class HeldUp(TimeoutError):
     """A timer fired late, because something else held the thread: that says nothing about what was waited for."""
 
@@ -235,7 +239,7 @@ def _call_hook(function: Callable[..., Any], args: tuple[Any, ...], seconds: flo
 def _attempt(thunk: Callable[[], Any]) -> Answer | Failure:
     try:
         return Answer(thunk())
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except INTERRUPTIONS:
         raise
     except BaseException as error:
         return Failure.of(error)

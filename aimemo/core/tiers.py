@@ -15,6 +15,7 @@ from aimemo.core.guard import BUDGET, Guard
 from aimemo.core.journal import Journal
 from aimemo.core.policy import Policy, read_facts
 from aimemo.core.ports import Clock, LocalStore, Store
+from aimemo.core.runtime import INTERRUPTIONS
 from aimemo.errors import CodecError
 
 T = TypeVar("T")
@@ -160,7 +161,9 @@ class Tiers:
     def _facts(self, call: Call, value: Any) -> Mapping[str, Any]:
         try:
             return clean_facts((call.policy.facts or read_facts)(value) or {})
-        except Exception as error:
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:
             self.journal.error("facts", call.key, error)
             self.journal.warn(f"facts= of {call.policy.operation} failed: {type(error).__name__}; nothing is counted")
             return {}
@@ -169,7 +172,9 @@ class Tiers:
         """Whether the function's `store_if` lets a value be kept; one that fails does not."""
         try:
             return call.policy.store_if is None or bool(call.policy.store_if(value))
-        except Exception as error:
+        except INTERRUPTIONS:
+            raise
+        except BaseException as error:
             self.journal.error("store_if", call.key, error)
             self.journal.warn(f"store_if= of {call.policy.operation} failed: {type(error).__name__}; nothing is kept")
             return False

@@ -238,7 +238,8 @@ class TickReader:
         batch = self._batches.get(loop)
         if batch is None or not -EARLIER <= until - batch.until <= LATER:
             batch = self._batches[loop] = _Batch(until)
-            task = loop.create_task(self._send(loop, batch))
+            # Not `create_task`: an eager factory would send before anything is asked for.
+            task: asyncio.Task[list[Any]] = asyncio.Task(self._send(loop, batch), loop=loop)
             self._tasks.add(task)
             task.add_done_callback(functools.partial(self._sent, loop, batch))
         waiter = loop.create_future()

@@ -13,7 +13,7 @@ from typing import Any, Final
 import redis
 import redis.connection
 
-from aimemo.core.runtime import forget_after_fork, fork_safe_lock
+from aimemo.core.runtime import drive, forget_after_fork, fork_safe_lock
 from aimemo.link.urls import Address
 from aimemo.link.wire import Command, ErrorReply, connection_arguments, ends_connection, pack
 
@@ -176,6 +176,7 @@ class BlockingServer:
         self._idle: list[Any] = []
         self._open = 0
         self._failures = 0
+        self._closes = 0
         self._last_failure: BaseException | None = None
 
     async def ask(self, commands: Sequence[Command], until: float) -> list[Any]:
@@ -204,6 +205,7 @@ class BlockingServer:
 
     async def close(self) -> None:
         with self._changed:
+            self._closes += 1
             idle, self._idle = self._idle, []
         for connection in idle:
             self._drop(connection)
@@ -231,7 +233,7 @@ class BlockingServer:
                     raise TimeoutError("no connection in time")
 
     def _connect_beside(self) -> None:
-        changed = self._changed
+        changed, closes = self._changed, self._closes
         try:
             connection = self._connect()
         except BaseException as error:
@@ -244,6 +246,9 @@ class BlockingServer:
             with changed:
                 self._idle.append(connection)
                 changed.notify()
+                is_late = self._closes != closes
+            if is_late:
+                drive(self.close())
 
     def _drop(self, connection: Any) -> None:
         with self._changed:

@@ -82,7 +82,10 @@ class Keys:
     """The API keys that open the door, of which any number may be in force at one time."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [_digest(key.encode()) for key in keys if key]
+        given = list(keys)
+        if not all(isinstance(key, str) and key.strip() == key for key in given):
+            raise ValidationError("api_keys must be strings without spaces around them", {"api_keys": "refused"})
+        self._digests = [_digest(key.encode()) for key in given if key]
 
     def __bool__(self) -> bool:
         return bool(self._digests)

@@ -100,13 +100,12 @@ class CacheFactory:
         settings.setdefault("performance_monitor", self._performance_monitor)
         if in_memory:
             return _in_memory(settings)
-        cache = await _connected(kind, settings)
-        if cache is not None:
-            return cache
-        place = _without_login(settings["redis_url"])
-        if must_connect:
-            raise InfrastructureError(f"Redis connection failed for {place}")
-        log.warning("Redis connection failed for %s: this process keeps what it needs in memory", place)
+        try:
+            return await _connected(kind, settings)
+        except InfrastructureError as error:
+            if must_connect:
+                raise
+            log.warning("%s: this process keeps what it needs in memory", str(error))
         return _in_memory(settings)
 
 
@@ -125,7 +124,7 @@ def _refuse_without_url(settings: Mapping[str, Any]) -> NoReturn:
     raise ValidationError("; ".join(faults.values()), faults)
 
 
-async def _connected(kind: str, settings: Mapping[str, Any]) -> Cache | None:
+async def _connected(kind: str, settings: Mapping[str, Any]) -> Cache:
     from aimemo.caches.ai import AIResponseCache
     from aimemo.caches.redis import GenericRedisCache
 
@@ -133,12 +132,18 @@ async def _connected(kind: str, settings: Mapping[str, Any]) -> Cache | None:
         cache = _built(AIResponseCache if kind == "ai" else GenericRedisCache, settings)
     except ConfigurationError as error:
         if has_impossible_port(error):
-            return None
+            raise _unreachable(settings) from error
         raise
-    if await cache.connect():
-        return cache
-    await cache.close()
-    return None
+    try:
+        await cache.memoizer.tiers.store.connect()
+    except Exception as error:
+        await cache.close()
+        raise _unreachable(settings) from error
+    return cache
+
+
+def _unreachable(settings: Mapping[str, Any]) -> InfrastructureError:
+    return InfrastructureError(f"Redis connection failed for {_without_login(settings['redis_url'])}")
 
 
 def _in_memory(settings: Mapping[str, Any]) -> Cache:

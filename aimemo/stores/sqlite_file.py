@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from aimemo.core.guard import time_limit
 from aimemo.core.runtime import fork_safe_lock, release_before_fork
 
 T = TypeVar("T")
@@ -174,9 +175,10 @@ class SQLiteFile:
         """What `body` returns, run in one transaction that waits for other writers for the busy deadline.
 
         Raises:
-            TimeoutError: other threads of this process kept it waiting for so long.
+            TimeoutError: other threads of this process kept it waiting for so long, or its caller has gone on: what is
+                written after that would take the place of what came later.
         """
-        deadline = time.monotonic() + self._busy_seconds
+        deadline = time_limit(self._busy_seconds)
         try:
             return self._transact(body, deadline)
         except _ERRORS as error:
@@ -188,14 +190,18 @@ class SQLiteFile:
         if not link.lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise TimeoutError("other writers of this process held the file for too long")
         try:
-            _patiently(deadline, link.open().execute, "BEGIN IMMEDIATE")
-            if not link.is_current():  # looked at with the lock in hand: an invalidation must not go to a lost file
+            while True:
+                connection = link.open()
+                _patiently(deadline, connection.execute, "BEGIN IMMEDIATE")
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the file was free too late")
+                result = body(connection)
+                connection.execute("COMMIT")
+                if self._reading.inode != link.inode:
+                    self._reading.next_check = 0.0
+                if link.is_current():  # looked at afterwards: an invalidation must not go to a lost file
+                    return result
                 link.drop()
-                self._reading.next_check = 0.0
-                _patiently(deadline, link.open().execute, "BEGIN IMMEDIATE")
-            result = body(link.open())
-            link.open().execute("COMMIT")
-            return result
         finally:
             link.roll_back()
             link.lock.release()
