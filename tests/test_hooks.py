@@ -366,6 +366,12 @@ async def test_a_composed_callback_calls_all_in_order_whatever_one_of_them_does(
     assert await settled(ask("q")) == ["q"]
     assert sorted(map(str, told)) == sorted(map(str, ["fail", "fail", *[(ask.key_for("q"),)] * 3]))
     assert told[:2] == [(ask.key_for("q"),), "fail"]
+    assert ask.stats().callback_errors == 2
+
+
+def test_what_is_composed_must_be_callable() -> None:
+    with pytest.raises(ValidationError, match="callable"):
+        compose_callbacks(print, "print")  # type: ignore[arg-type]
 
 
 async def test_no_event_holds_a_prompt_or_a_value(cache: Cache, clock: Clock, listen: Any, caplog: Any) -> None:

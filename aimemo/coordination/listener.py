@@ -126,7 +126,8 @@ class ChannelListener:
     def _subscribe(self, conversation: Conversation, session: _Session) -> None:
         conversation.say("SUBSCRIBE", self._channel)
         conversation.hear(COMMAND_SECONDS)
-        self._connected(session.has_tried)
+        if not session.stopped.is_set():  # else its owner was closed meanwhile
+            self._connected(session.has_tried)
 
     def _listen(self, conversation: Conversation, stopped: threading.Event) -> None:
         is_pinged = False

@@ -288,7 +288,7 @@ def run_in_thread(awaitable: Awaitable[Any], seconds: float | None) -> bool:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name="aimemo-hook", daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="aimemo-hook", daemon=True)
     thread.start()
     thread.join(seconds)
     if errors:

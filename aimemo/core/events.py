@@ -8,6 +8,7 @@ failing too; from then on it runs beside the callers, and what happens while it 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import time
@@ -31,7 +32,8 @@ KINDS: Final = ("hit", "miss", "set", "delete", "stale", "coalesced", "invalidat
 SEED_EVENTS: Final = ("get_success", "get_miss", "set_success", "delete_success")
 _OF_EVERY_HIT: Final = ("hit", "get_success")
 
-_TELLING: Final[ContextVar[bool]] = ContextVar("aimemo_telling", default=False)
+_TELLING: Final[ContextVar[Callable[[BaseException], None] | None]] = ContextVar("aimemo_telling", default=None)
+"""Counts a failure of the hook that this context is in."""
 
 GATE: Final[list[None]] = []
 """Not empty while somebody has to see or steer every single call: the fast path then stands aside."""
@@ -129,7 +131,7 @@ class EventBus:
 
         What a hook itself does with caches is not told: it would call itself without end.
         """
-        if _TELLING.get():
+        if _TELLING.get() is not None:
             return
         for hook in (*self._hooks.get(kind, ()), *own):
             self.pending.append((hook, operation, args))
@@ -151,7 +153,7 @@ class EventBus:
 
     async def _tell(self, hook: Hook, operation: str, args: tuple[Any, ...], runtime: Runtime) -> None:
         started = hook.since = time.perf_counter()
-        token = _TELLING.set(True)
+        token = _TELLING.set(functools.partial(self._failed, hook, operation))
         try:
             in_time = await runtime.call_hook(hook.function, args)
         except Exception as error:
@@ -178,7 +180,11 @@ class EventBus:
             if error is not None:
                 self._failed(hook, operation, error)
 
-        runtime.call_hook_beside(hook.function, args, done)
+        token = _TELLING.set(functools.partial(self._failed, hook, operation))
+        try:
+            runtime.call_hook_beside(hook.function, args, done)
+        finally:
+            _TELLING.reset(token)
 
     def _failed(self, hook: Hook, operation: str, error: BaseException) -> None:
         self._stats.tally(operation).callback_errors += 1
@@ -197,7 +203,13 @@ def compose_callbacks(*functions: Callable[..., Any]) -> Callable[..., Any]:
 
     The composed callback returns their results in that order (awaitable if any of them is), with the
     exception in the place of the result of a callback that raised.
+
+    Raises:
+        ValidationError: for something that cannot be called.
     """
+    for function in functions:
+        if not callable(function):
+            raise ValidationError(f"a callback must be callable, not {type(function).__name__}")
 
     def composed(*args: Any, **kwargs: Any) -> Any:
         results: list[Any] = []
@@ -222,5 +234,10 @@ async def _finish(results: list[Any]) -> list[Any]:
 
 
 def _noted(error: Exception) -> Exception:
-    log.warning("a composed callback failed: %s", type(error).__name__)
+    """An error of one of many callbacks, counted for the hook that they are."""
+    failed = _TELLING.get()
+    if failed is not None:
+        failed(error)
+    else:
+        log.warning("a composed callback failed: %s", type(error).__name__)
     return error

@@ -216,8 +216,9 @@ class ThreadRuntime:
                 error = raised
             done(error)
 
+        context = contextvars.copy_context()
         try:
-            threading.Thread(target=call, name="aimemo-hook", daemon=True).start()
+            threading.Thread(target=context.run, args=(call,), name="aimemo-hook", daemon=True).start()
         except RuntimeError as error:
             done(error)
 
