@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 import aimemo
-from aimemo import Cache, GenericRedisCache, InMemoryCache, cached_ai_call
+from aimemo import Cache, GenericRedisCache, InMemoryCache, ValidationError, cached_ai_call
 from aimemo.management import problems
 from aimemo.management.api import PREFIX, create_app
 from aimemo.management.service import Operations
@@ -280,6 +280,12 @@ async def test_every_preset_starts(name: str, monkeypatch: pytest.MonkeyPatch) -
         assert (await client.get("/status")).json()["is_available"]
         assert (await client.get("/metrics")).json()["cache_misses"] == 0
         assert await cache.get("key") == (None if name == "disabled" else 1)
+
+
+@pytest.mark.parametrize("keys", [[5], ["  "], [" key"], [None]])
+def test_what_cannot_be_a_key_is_refused(keys: list[Any]) -> None:
+    with pytest.raises(ValidationError, match="api_keys"):
+        create_app(InMemoryCache(), api_keys=keys)
 
 
 async def test_a_thousand_wrong_keys_open_nothing_and_hold_nobody_up() -> None:

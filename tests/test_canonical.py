@@ -79,6 +79,30 @@ class OwnKey:
         return self.key
 
 
+class Fixed(dt.tzinfo):
+    def __init__(self, name: str | None = "MET") -> None:
+        self.name = name
+
+    def utcoffset(self, _: Any) -> dt.timedelta:
+        return dt.timedelta(hours=1)
+
+    def dst(self, _: Any) -> dt.timedelta:
+        return dt.timedelta()
+
+    def tzname(self, _: Any) -> str | None:
+        return self.name
+
+
+class Wandering(Fixed):
+    """Its offset depends on the moment."""
+
+    def __init__(self, zone: str | None = None) -> None:
+        self.zone = zone
+
+    def utcoffset(self, when: Any) -> Any:
+        return when and super().utcoffset(when)
+
+
 def with_attributes(value: Any, **attributes: Any) -> Any:
     for name, attribute in attributes.items():
         setattr(value, name, attribute)
@@ -122,6 +146,7 @@ def compiled(source: str) -> Callable[..., Any]:
 
 NOON = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
 ONE_EAST = dt.timezone(dt.timedelta(hours=1))
+CET = dt.timezone(dt.timedelta(hours=1), "CET")
 LONDON, LISBON = zoneinfo.ZoneInfo("Europe/London"), zoneinfo.ZoneInfo("Europe/Lisbon")
 
 # fmt: off
@@ -147,6 +172,10 @@ DIFFERENT: dict[str, list[Any]] = {
     "times": [dt.time(9), dt.time(9, tzinfo=dt.UTC), dt.time(9, fold=1), dt.timedelta(hours=9), dt.timedelta(hours=-9)],
     "times of named zones": [dt.time(9), dt.time(9, tzinfo=LONDON), dt.time(9, tzinfo=LISBON)],
     "datetimes of named zones": [NOON.replace(tzinfo=LONDON), NOON.replace(tzinfo=LISBON)],  # `%Z` differs
+    "datetimes of zones of one offset": [NOON.replace(tzinfo=zone) for zone in (ONE_EAST, CET, Fixed(), Fixed("X"))],
+    "times of zones of one offset": [dt.time(9, tzinfo=zone) for zone in (ONE_EAST, CET, Fixed(), Fixed("X"))],
+    "zones of one offset": [ONE_EAST, CET],
+    "zones that pytz names": [dt.time(9, tzinfo=Wandering(zone)) for zone in ("A", "B")],
     "numbers": [decimal.Decimal(1), fractions.Fraction(1), decimal.Decimal("1.5"), fractions.Fraction(3, 2), 1.5],
     "identifiers": [uuid.UUID(int=1), uuid.UUID(int=2), str(uuid.UUID(int=1)), pathlib.PurePosixPath("a"), "a"],
     "patterns": [re.compile("a"), re.compile("a", re.IGNORECASE), re.compile(b"a"), re.compile("b")],
@@ -376,6 +405,7 @@ UNKEYABLE: dict[str, Callable[[], Any]] = {
     "list holding itself": lambda: holding_itself([], lambda made: made.append(made)),
     "dict holding itself": lambda: holding_itself({}, lambda made: made.update(a=made)),
     "dataclass holding itself": lambda: holding_itself(Point(1), lambda made: setattr(made, "x", made)),
+    "time of a zone without a name": lambda: NOON.replace(tzinfo=Wandering()),
     "deep nesting": lambda: functools.reduce(lambda inner, _: [inner], range(10_000), 0),
 }
 

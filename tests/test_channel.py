@@ -55,6 +55,24 @@ def listeners() -> int:
     return sum(thread.name == "aimemo-listener" for thread in threading.enumerate())
 
 
+async def test_a_thread_that_could_not_be_started_is_started_later(
+    client: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel = Channel(client, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="no thread"):
+            async with heard(channel):
+                raise AssertionError("nobody listens")
+    async with heard(channel) as messages:
+        await done(channel.publish("hello"))
+        assert await take(messages, 1) == ["hello"]
+
+
+def refuse(*_: Any) -> None:
+    raise RuntimeError("no thread")
+
+
 MESSAGES = [None, 0, "тext\n", [1, {"a": [None]}], {"n": 1.5}, "", False]
 
 

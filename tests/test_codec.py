@@ -122,7 +122,16 @@ class Names(pydantic.RootModel[list[str]]):
     pass
 
 
-CLASSES = (Colour, Level, Permission, Corner, NotANumber, Point, Basket, Wordy, Output, WithNew, Pair)
+class Slotted:
+    __slots__ = ("note",)
+
+
+@dataclasses.dataclass
+class Remarked(Slotted):
+    text: str
+
+
+CLASSES = (Colour, Level, Permission, Corner, NotANumber, Point, Basket, Wordy, Output, WithNew, Pair, Remarked)
 MODELS = (Address, Person, Page, Names)
 
 
@@ -149,6 +158,7 @@ def shape(value: Any) -> str:
 BERLIN = ZoneInfo("Europe/Berlin")
 AUTUMN = dt.datetime(2024, 10, 27, 2, 30, fold=1)
 FIXED = dt.timezone(dt.timedelta(hours=-3, seconds=30))
+CET = dt.timezone(dt.timedelta(hours=1), "CET")
 
 PLAIN: list[Any] = [
     "", "NFC \u00e9", "NFD e\u0301", "nul \0", "lone \ud800", "two \ud83d\ude00", "\U0001f600", b"", b"\xff\0", None,
@@ -158,6 +168,7 @@ PLAIN: list[Any] = [
     {1: "int", "1": "str", 1.5: "float", None: "none", b"1": "bytes", (1, (2,)): "tuple", frozenset({1}): "set"},
     {True: 1, "z": 2, "a": 3}, {10**30: 10**30}, [1, True, 1.0, "1"],
     AUTUMN, AUTUMN.replace(tzinfo=BERLIN), AUTUMN.replace(tzinfo=BERLIN, fold=0), AUTUMN.replace(tzinfo=dt.UTC),
+    AUTUMN.replace(tzinfo=CET), dt.time(1, tzinfo=CET),
     AUTUMN.replace(tzinfo=FIXED), dt.datetime.min, dt.datetime.max, dt.date(1, 1, 1), dt.time(23, 59, 59, 999999),
     dt.time(1, fold=1), dt.time(1, tzinfo=FIXED), dt.timedelta(days=-1, microseconds=1), dt.timedelta.max,
     decimal.Decimal("-0.10"), decimal.Decimal("1E+400"), decimal.Decimal("sNaN"), decimal.Decimal("-Infinity"),
@@ -205,6 +216,12 @@ def test_a_dataclass_is_restored_without_its_constructor() -> None:
     restored = round_trip(basket)
     assert vars(restored) == vars(basket)
     assert not hasattr(restored, "never_set")
+
+
+def test_a_dataclass_keeps_slots_that_are_no_fields() -> None:
+    noted = Remarked("a")
+    noted.note = "b"
+    assert round_trip(noted).note == "b"
 
 
 def test_a_pydantic_model_keeps_all_its_state() -> None:

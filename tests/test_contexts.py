@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,17 @@ from typing import Any
 import pytest
 
 import aimemo
-from aimemo import MISSING, AimemoWarning, Cache, CacheStats, InMemoryCache, SQLiteCache, cached_ai_call
+from aimemo import (
+    MISSING,
+    AimemoWarning,
+    Cache,
+    CacheStats,
+    InMemoryCache,
+    SQLiteCache,
+    ValidationError,
+    cached_ai_call,
+)
+from aimemo.core.events import GATE
 from tests.kit.clock import Clock
 from tests.kit.looking import followers, nearest_tier, until
 
@@ -275,6 +286,39 @@ async def test_a_store_if_that_fails_keeps_nothing_and_harms_nobody(remember: Re
     ask = remember(store_if=lambda answer: answer[7])
     assert [await settled(ask("q")) for _ in range(2)] == [[1], [2]]
     assert cache.stats().errors == 2
+
+
+class Stop(BaseException):
+    """Of a kind that no `except Exception` sees."""
+
+
+def stop(*_: Any) -> Any:
+    raise Stop
+
+
+async def test_what_store_if_and_facts_raise_ends_no_call(remember: Remember, cache: Cache) -> None:
+    ask = remember(store_if=stop, facts=stop)
+    with pytest.warns(AimemoWarning, match="Stop"):
+        assert await settled(ask("q")) == [1]
+    assert cache.stats().errors == 2
+
+
+@pytest.mark.parametrize("option", ["store_if", "skip_if", "facts", "key", "tags", "scope"])
+async def test_an_async_option_is_refused_because_nobody_would_await_it(remember: Remember, option: str) -> None:
+    async def decide(*_: Any) -> bool:
+        return False
+
+    with pytest.raises(ValidationError, match=option):
+        remember(**{option: decide})
+
+
+@pytest.mark.parametrize("context", [aimemo.bypass, aimemo.refresh, aimemo.record_calls])
+def test_a_context_that_is_left_elsewhere_ends_all_the_same(context: Any) -> None:
+    """As the fixtures of some frameworks leave theirs."""
+    entered, before = context(), len(GATE)
+    contextvars.copy_context().run(entered.__enter__)
+    entered.__exit__(None, None, None)
+    assert len(GATE) == before
 
 
 async def test_facts_that_fail_count_nothing_and_harm_nobody(remember: Remember, cache: Cache) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import redis
 
 import aimemo
 from aimemo import (
@@ -201,6 +202,12 @@ async def test_an_address_that_does_not_answer_takes_two_seconds_at_most(
     with pytest.raises(InfrastructureError, match="Redis connection failed for"):
         await factory.for_web_app(redis_url=url, fail_on_connection_error=True, performance_monitor=None)
     assert time.monotonic() - started < 2.5 + stalls.longest()
+
+
+async def test_a_failed_connection_has_the_clients_error_as_its_cause(factory: CacheFactory) -> None:
+    with pytest.raises(InfrastructureError) as raised:
+        await factory.for_web_app(redis_url="redis://127.0.0.1:1", fail_on_connection_error=True)
+    assert isinstance(raised.value.__cause__, (OSError, redis.RedisError))
 
 
 async def test_an_address_that_does_not_answer_is_given_up_after_the_time_given(

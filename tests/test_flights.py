@@ -43,6 +43,13 @@ def test_who_waits_for_whom_is_found_in_no_time_over_however_many_ways() -> None
     assert flights.follow(start, [join(flights, "other")[0]])
 
 
+def test_rings_are_found_across_caches() -> None:
+    one, other = Flights(), Flights()
+    a, b = join(one, "a")[0], join(other, "b")[0]
+    assert other.follow(b, [a])
+    assert not one.follow(a, [b])
+
+
 def test_those_who_may_wait_are_counted() -> None:
     flights = Flights()
     a, b = (join(flights, key)[0] for key in "ab")

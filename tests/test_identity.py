@@ -144,6 +144,54 @@ class ModelClient(pydantic.BaseModel):
         return f"{self.model}: {text}"
 
 
+class Completing:
+    """As a client of a provider: nothing tells two of them apart."""
+
+    def complete(self, text: str, model: str) -> str:
+        return f"{model}: {text}"
+
+
+CLIENT = Completing()
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenRecord:
+    model: str
+
+
+def say(text: str) -> str:
+    return text
+
+
+def calling(inner: Callable[[str], Any]) -> Callable[..., Any]:
+    return lambda text: inner(text)
+
+
+def complete_with(settings: Any) -> Callable[..., Any]:
+    def answer(text: str) -> Any:
+        client, model = settings.values() if isinstance(settings, dict) else settings
+        return client.complete(text, model)
+
+    return answer
+
+
+def named_later(given: str) -> Callable[..., Any]:
+    def answer(text: str) -> str:
+        return f"{model}: {text}"
+
+    model = given
+    return answer
+
+
+def collecting(record: FrozenRecord) -> Callable[..., Any]:
+    def answer(text: str) -> str:
+        texts: list[str] = []
+        texts.append(text)
+        return f"{record.model}: {texts[0]}"
+
+    return answer
+
+
 FACTORIES: dict[str, Callable[[Any], Any]] = {
     "closure": make,
     "closure that wraps": wrapping,
@@ -154,6 +202,15 @@ FACTORIES: dict[str, Callable[[Any], Any]] = {
     "method of a keyed object": lambda model: KeyedClient(model).answer,
     "keyed object": KeyedClient,
     "default": lambda model: lambda text, model=model: f"{model}: {text}",
+    "default of a captured function": lambda model: calling(lambda text, model=model: f"{model}: {text}"),
+    "default of a wrapper": lambda model: functools.wraps(say)(lambda text, _model=model: f"{_model}: {text}"),
+    "remembering function": lambda model: calling(functools.cache(make(model))),
+    "cached function": lambda model: calling(cached_ai_call("inner", cache=InMemoryCache())(make(model))),
+    "captured partial": lambda model: calling(functools.partial(CLIENT.complete, model=model)),
+    "dict that holds a client": lambda model: complete_with({"client": CLIENT, "model": model}),
+    "list that holds a client": lambda model: complete_with([CLIENT, model]),
+    "named later": named_later,
+    "frozen record beside a list of its own": lambda model: collecting(FrozenRecord(model)),
 }
 
 

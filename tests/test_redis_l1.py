@@ -334,6 +334,13 @@ def test_what_replaces_an_answer_is_not_replaced_by_what_another_process_compute
     assert stored_value(deaf, make, theirs.key_for("q")) == "new"
 
 
+def test_what_a_new_cache_keeps_first_is_in_l1(make: Make, world: str) -> None:
+    here = make()
+    finish(lambda: view(here, world).set("k", 1))
+    assert finish(lambda: view(here, world).get("k")) == 1
+    assert (here.stats().l1_hits, here.stats().l2_hits) == (1, 0)
+
+
 def stored_value(server: Server, make: Make, key: str) -> Any:
     """What Redis itself has."""
     return make(server.url, enable_l1_cache=False).blocking.get(key)

@@ -146,6 +146,19 @@ def look_at_once(cache: SQLiteCache) -> None:
         link.next_check = 0.0
 
 
+def replace_by_another(path: Path, make: Callable[[], SQLiteCache]) -> None:
+    remove(path, make)
+    make().blocking.set(KEYS[0], "theirs")
+
+
+def remove(path: Path, make: Callable[[], SQLiteCache]) -> None:
+    for name in ("", "-wal", "-shm"):
+        Path(f"{path}{name}").unlink()
+
+
+each_replacement = pytest.mark.parametrize("replace", [remove, replace_by_another])
+
+
 @pytest.mark.parametrize("names", [[""], ["", "-wal", "-shm"]], ids=["alone", "with its company"])
 @pytest.mark.parametrize("put", ["nothing", "another database"])
 @each_role
@@ -163,6 +176,41 @@ def test_a_file_removed_or_replaced_while_open_is_noticed(
     look_at_once(filled)
     assert_recovered(filled)
     assert_recovered(make())
+
+
+@each_replacement
+def test_ones_own_writes_to_a_file_that_was_replaced_are_seen_at_once(
+    filled: SQLiteCache, path: Path, make: Callable[[], SQLiteCache], replace: Any
+) -> None:
+    replace(path, make)
+    filled.blocking.set("mine", 1)
+    assert filled.blocking.get("mine") == 1
+    filled.blocking.delete(KEYS[0])
+    assert filled.blocking.get(KEYS[0]) is None
+
+
+@each_replacement
+def test_a_file_that_is_replaced_during_a_write_is_not_taken_for_damaged(
+    filled: SQLiteCache, path: Path, make: Callable[[], SQLiteCache], replace: Any
+) -> None:
+    write, rounds = filled._file.write, []
+
+    def replacing(body: Any) -> Any:
+        def during(connection: Any) -> Any:
+            result = body(connection)
+            if not rounds:
+                replace(path, make)
+                look_at_once(filled)
+            rounds.append(result)
+            return result
+
+        return write(during)
+
+    filled._file.write = replacing  # type: ignore[method-assign]
+    filled.blocking.delete(KEYS[0])
+    assert len(rounds) == 2, "an invalidation must reach the new file too"
+    assert list(path.parent.glob("*.corrupt-*")) == []
+    assert filled.blocking.get(KEYS[0]) is None
 
 
 def test_an_invalidation_while_the_file_is_replaced_keeps_an_older_answer_out(filled: SQLiteCache, path: Path) -> None:

@@ -138,6 +138,28 @@ def test_threads_that_all_wait_for_another_writer_wait_one_budget_each(
     assert max(took) < 0.4 + stalls.longest()
 
 
+async def test_a_write_whose_caller_has_gone_on_is_not_made_later(make: Callable[..., SQLiteCache]) -> None:
+    cache = make(deadline=0.1)
+    await cache.set("k", "v1")
+    write, free, over = cache._file.write, threading.Event(), threading.Event()
+
+    def held(body: Any) -> Any:
+        cache._file.write = write  # type: ignore[method-assign]
+        try:
+            free.wait(5)
+            return write(body)
+        finally:
+            over.set()
+
+    cache._file.write = held  # type: ignore[method-assign]
+    await cache.set("k", "v2")
+    assert cache.stats().errors == 1
+    await cache.delete("k")
+    free.set()
+    assert await asyncio.to_thread(over.wait, 5)
+    assert await cache.get("k") is None
+
+
 def test_opening_a_file_that_another_holds_takes_no_longer_than_the_budget(
     make: Callable[..., SQLiteCache], path: Path
 ) -> None:

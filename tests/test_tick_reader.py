@@ -22,6 +22,23 @@ class Places:
         return places
 
 
+async def test_reads_travel_together_where_tasks_begin_at_once() -> None:
+    """As with `asyncio.eager_task_factory`."""
+
+    def begin(loop: Any, body: Any, **options: Any) -> Any:
+        raise AssertionError("its first step would be taken before there is anything to read")
+
+    places, loop = Places(), asyncio.get_running_loop()
+    read = TickReader(places)
+    loop.set_task_factory(begin)
+    try:
+        first, second = read("first", 0.0), read("second", 0.0)
+    finally:
+        loop.set_task_factory(None)
+    assert await asyncio.gather(first, second) == ["first", "second"]
+    assert places.read == [["first", "second"]]
+
+
 @pytest.mark.parametrize("limit", [-EARLIER, 0.0, LATER])
 async def test_reads_whose_limits_are_near_travel_together(limit: float) -> None:
     places = Places()

@@ -222,7 +222,7 @@ def _datetime(state: list[Any]) -> datetime.datetime:
     if key is None:
         return value
     if isinstance(key, list):
-        return value.replace(tzinfo=datetime.timezone(value.utcoffset() or datetime.timedelta(), *key))
+        return value.replace(tzinfo=_named(value, key))
     import zoneinfo  # seldom needed, and slow to import
 
     return value.replace(tzinfo=zoneinfo.ZoneInfo(key))
@@ -231,7 +231,18 @@ def _datetime(state: list[Any]) -> datetime.datetime:
 def _time_state(value: datetime.time) -> list[Any]:
     if value.tzinfo is not None and value.utcoffset() is None:
         raise CodecError("a time whose zone has no fixed offset cannot be stored; use a datetime")
-    return [value.isoformat(), value.fold]
+    name = None if value.tzinfo is None else _own_name(value.tzinfo)
+    return [value.isoformat(), value.fold] if name is None else [value.isoformat(), value.fold, name]
+
+
+def _time(state: list[Any]) -> datetime.time:
+    value = datetime.time.fromisoformat(state[0]).replace(fold=state[1])
+    return value.replace(tzinfo=_named(value, state[2])) if len(state) > 2 else value
+
+
+def _named(value: datetime.datetime | datetime.time, name: list[str]) -> datetime.timezone:
+    """The zone of one offset that a time is in, with a name of its own."""
+    return datetime.timezone(value.utcoffset() or datetime.timedelta(), *name)
 
 
 def _bigint(data: bytes) -> int:
@@ -260,7 +271,7 @@ _RESTORE: Final[dict[int, Callable[[Any], Any]]] = {
     _COMPLEX: lambda state: complex(*state),
     _DATETIME: _datetime,
     _DATE: datetime.date.fromisoformat,
-    _TIME: lambda state: datetime.time.fromisoformat(state[0]).replace(fold=state[1]),
+    _TIME: _time,
     _TIMEDELTA: lambda state: datetime.timedelta(*state),
     _DECIMAL: decimal.Decimal,
     _UUID: lambda data: uuid.UUID(bytes=data),
