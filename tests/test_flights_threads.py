@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, cached_ai_call
+from aimemo.core.runtime import ThreadRuntime
 from tests.kit.looking import followers
 
 EVERYBODY = 50
@@ -65,6 +66,22 @@ def fail(error: BaseException) -> Callable[[str], Any]:
         raise error
 
     return end
+
+
+def test_a_leader_that_is_interrupted_before_it_began_leaves_nobody_waiting(
+    cache: Cache, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(runtime: Any, body: Any, ended: Any) -> None:
+        body.close()
+        raise KeyboardInterrupt
+
+    ask = cached_ai_call(operation="ask", cache=cache)(lambda text: [text])
+    with monkeypatch.context() as patch:
+        patch.setattr(ThreadRuntime, "launch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask("q")
+    assert pool.submit(ask, "q").result(SECONDS) == ["q"]
+    assert ask("q") == ["q"]
 
 
 def test_fifty_equal_calls_run_once_and_each_gets_an_object_of_its_own(cache: Cache, pool: ThreadPoolExecutor) -> None:

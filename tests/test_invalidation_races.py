@@ -240,6 +240,23 @@ def test_arguments_changed_during_the_call_spoil_the_answer_of_nobody_else(
     assert finish(lambda: ask.peek(["a", "b"])) is MISSING
 
 
+async def test_an_answer_to_arguments_that_were_changed_before_it_began_and_back_is_not_kept(cache: Cache) -> None:
+    what = ["a"]
+
+    @cached_ai_call(operation="ask", cache=cache)
+    async def ask(what: list[str]) -> list[str]:
+        answer = what[:]
+        what.remove("b")
+        return answer
+
+    caller = asyncio.create_task(ask(what))
+    await asyncio.sleep(0)
+    what.append("b")
+    assert await caller == ["a", "b"]
+    assert what == ["a"]
+    assert await ask.peek(["a"]) is MISSING
+
+
 def test_bound_arguments_changed_during_the_call_are_arguments_too(cache: Cache, start: Any, world: str) -> None:
     held = Held(lambda what, at: what[:])
     context = ["a"]

@@ -196,11 +196,19 @@ async def test_a_wait_is_as_exact_over_the_longest_window(client: Any, name: str
 
 
 async def test_acquire_waits_for_room(client: Any, name: str) -> None:
-    limiter = RateLimiter(client, 1, 0.4)
+    limiter, asked = RateLimiter(client, 1, 0.4), []
+    admit = limiter._admit
+
+    async def counted(*args: Any) -> Any:
+        asked.append(args)
+        return await admit(*args)
+
+    limiter._admit = counted  # type: ignore[method-assign]
     started = time.monotonic()
     assert await done(limiter.acquire(name))
     assert await done(limiter.acquire(name, deadline=5))
     assert time.monotonic() - started >= 0.4
+    assert len(asked) < 10, "the server is not asked all the time"
 
 
 async def test_acquire_does_not_wait_for_what_cannot_be_in_time(client: Any, name: str) -> None:
@@ -293,15 +301,13 @@ async def test_a_limited_function_may_wait_for_room(name: str) -> None:
         assert time.monotonic() - started >= 0.2
 
 
-@pytest.mark.parametrize("world", WORLDS)
-async def test_a_function_of_the_other_world_is_refused(world: str) -> None:
+@pytest.mark.parametrize(("world", "needed"), [("sync", "an asyncio client"), ("asyncio", "a sync client")])
+async def test_a_limiter_of_the_other_world_is_refused_with_what_is_needed(world: str, needed: str) -> None:
     async def task() -> None: ...
 
-    def plain() -> None: ...
-
-    async with client_at(world, free_port()) as client:
-        with pytest.raises(ValidationError, match="client"):
-            rate_limited(RateLimiter(client, 1, 1))(plain if world == "asyncio" else task)
+    async with client_at(world, shared("server").port) as client:
+        with pytest.raises(ValidationError, match=f"needs a limiter over {needed}"):
+            rate_limited(RateLimiter(client, 1, 1))(task if world == "sync" else str)
 
 
 @pytest.mark.parametrize("weight", [0, -1, 4, 1.0, True, "1", None], ids=repr)
