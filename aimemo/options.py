@@ -128,23 +128,29 @@ def _settings(function: Any, seen: set[int]) -> Any:
 
 def _setting(value: Any, seen: set[int]) -> Any:
     """One captured value: what of it has a canonical form."""
-    if inspect.isfunction(value) or hasattr(value, "__wrapped__"):
-        layers = [layer for layer in _layers(value) if id(layer) not in seen and not hasattr(layer, "key_for")]
-        return [(origin_of(layer), _defaults(layer), _settings(layer, seen)) for layer in layers]
-    if isinstance(value, functools.partial):
-        return [_setting(part, seen) for part in (value.func, value.args, value.keywords)]
-    form = _keyed(value)
-    if form is None and isinstance(value, dict):
-        return {_keyed(key): _setting(item, seen) for key, item in value.items()}
-    return [_setting(item, seen) for item in value] if form is None and isinstance(value, list | tuple) else form
+    form = None if inspect.isfunction(value) else _keyed(value)
+    if form is not None or id(value) in seen:
+        return form
+    seen.add(id(value))
+    held = getattr(value, "__dict__", None)
+    # Not `getattr`: there are objects that have an attribute of every name.
+    wrapped = held.get("__wrapped__") if isinstance(held, dict) else None
+    if wrapped is not None or inspect.isfunction(value):
+        own = () if hasattr(value, "key_for") else (origin_of(value), _defaults(value), _settings(value, seen))
+        return [*own, _setting(wrapped, seen)]
+    match value:
+        case functools.partial():
+            return [_setting(part, seen) for part in (value.func, value.args, value.keywords)]
+        case dict():
+            return {_keyed(key): _setting(item, seen) for key, item in value.items()}
+        case list() | tuple():
+            return [_setting(item, seen) for item in value]
+    return None
 
 
 def _defaults(function: Any) -> Any:
-    given = [
-        *(getattr(function, "__defaults__", None) or ()),
-        *(getattr(function, "__kwdefaults__", None) or {}).values(),
-    ]
-    return [_keyed(value) for value in given]
+    named = getattr(function, "__kwdefaults__", None) or {}
+    return [_keyed(value) for value in (*(getattr(function, "__defaults__", None) or ()), *named.values())]
 
 
 def _is_fixed(value: Any) -> bool:
@@ -169,4 +175,5 @@ def _keyed(value: Any) -> str | None:
 
 def origin_of(function: Any) -> tuple[str, str | None]:
     """What tells a function from every other one, also of its name."""
-    return f"{function.__module__}.{function.__qualname__}", _keyed(getattr(function, "__code__", None))
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{function.__module__}.{name}", _keyed(getattr(function, "__code__", None))

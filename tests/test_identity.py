@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import unittest.mock
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -220,6 +221,23 @@ def test_functions_of_one_factory_share_where_their_settings_are_the_same(cache:
     for _ in range(2):
         assert (a("x"), b("x"), again("x")) == (factory("a")("x"), factory("b")("x"), factory("a")("x"))
     assert cache.stats().misses == 2
+
+
+class Everything:
+    """Has an attribute of every name, as some proxies of remote objects have."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Everything:
+        return Everything()
+
+
+def test_captured_objects_of_whatever_kind_end_no_call(cache: Cache) -> None:
+    holding_itself: list[Any] = [Everything()]
+    holding_itself.append(holding_itself)
+    partial = functools.partial(CLIENT.complete, model="a")
+    for odd in (Everything(), holding_itself, functools.cache(partial), unittest.mock.MagicMock(), partial):
+        assert cached_ai_call("odd", cache=cache)(complete_with(odd)).key_for("q")
 
 
 SETTINGS = [1, True, 1.0, "1", b"1", None, 2, (1,), (True,)]
