@@ -34,17 +34,20 @@ class Identity:
         self.apply = compile_apply(signature)
         self._parameters = tuple(signature.parameters)
         bound = bound_values(function)
-        self._check_names("ignore", [name for name in options.ignore if name not in bound])
+        stars = {p.name: p.kind for p in signature.parameters.values() if p.kind in _STARS}
+        takes_any_name = inspect.Parameter.VAR_KEYWORD in stars.values()
+        self._check_names("ignore", [] if takes_any_name else [name for name in options.ignore if name not in bound])
         self._check_names("text", (options.text,) if options.text is not None else ())
         self._bound = {name: value for name, value in bound.items() if name not in options.ignore}
         is_fixed = all(map(is_immutable, self._bound.values()))
-        stars = {p.name: p.kind for p in signature.parameters.values() if p.kind in _STARS}
         self.has_front = is_fixed and not (stars or options.key or options.skip_if)
         kept = [name not in options.ignore for name in self._parameters]
         self.indexed = kept if self.has_front else None
         self._kept = tuple(at for at, is_kept in enumerate(kept) if is_kept)
         starred = [_STARS[stars[name]] + name if name in stars else name for name in self._parameters]
         self._kept_names = (*self._bound, *(starred[at] for at in self._kept))
+        self._keywords_at = next((at for at, name in enumerate(starred) if name.startswith("**")), None)
+        self._left_out = frozenset(options.ignore).difference(self._parameters, bound)
         self._prefix = key_prefix(options.operation)
 
     @functools.cached_property
@@ -67,6 +70,9 @@ class Identity:
 
     def used(self, values: tuple[Any, ...]) -> list[Any]:
         """The arguments that matter."""
+        if self._left_out and self._keywords_at is not None:
+            keywords = {name: value for name, value in values[self._keywords_at].items() if name not in self._left_out}
+            values = (*values[: self._keywords_at], keywords)
         return [values[at] for at in self._kept]
 
     def tenant(self) -> str | None:
@@ -109,7 +115,7 @@ class Identity:
                 arguments = canonical_arguments(self._kept_names, (*self._bound.values(), *used))
                 text = self._text(values, used)
         except UnkeyableParameter as error:
-            raise self._unkeyable(error) from error
+            raise self._unkeyable(error, values) from error
         owner = "N" if tenant is None else canonical(tenant)
         return make_key(self._prefix, text, threshold, f"{owner}{self._head}{arguments}")
 
@@ -123,14 +129,24 @@ class Identity:
         text = values[self._parameters.index(named)]
         return text if type(text) is str and named not in self.options.ignore else None
 
-    def _unkeyable(self, error: UnkeyableParameter) -> UnkeyableArgumentError:
+    def _unkeyable(self, error: UnkeyableParameter, values: tuple[Any, ...]) -> UnkeyableArgumentError:
         name = error.parameter.lstrip("*")
+        if error.parameter.startswith("**"):
+            name = next(filter(lambda name: not _has_form(values[-1][name]), values[-1]), name)
         if name == "key=":
             return UnkeyableArgumentError(f"what key= gave for {self.options.operation} cannot be keyed: {error}")
         return UnkeyableArgumentError(
             f"argument {name!r} of {self.options.operation} cannot be keyed: it is or holds {error}. "
             f"Leave it out with ignore=({name!r},), give its class a __cache_key__() method, or give key="
         )
+
+
+def _has_form(value: Any) -> bool:
+    try:
+        canonical(value)
+    except Exception:  # Unkeyable, or what a value's own methods raise
+        return False
+    return True
 
 
 def _is_plain_enum(value: Any) -> bool:

@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aimemo.core.canonical import UnkeyableParameter, canonical, canonical_arguments
-from aimemo.core.state import Unkeyable
+from aimemo.core.state import Unkeyable, ndarray_state
 
 Colour = enum.Enum("Colour", {"RED": 1, "BLUE": 2})
 Shade = enum.Enum("Shade", {"RED": 1})
@@ -274,6 +274,16 @@ def test_one_meaning_has_one_form(pair: tuple[Any, Any]) -> None:
 def test_a_form_never_changes(value: Any, form: str) -> None:
     assert canonical(value) == form
     assert canonical_arguments(("a", "bc"), (value, "x")) == f"p1:a{form}p2:bcs1:x"
+
+
+def test_numbers_of_other_packages_that_numpy_spells_alike_differ() -> None:
+    def one(kind: type) -> Any:
+        dtype = types.SimpleNamespace(hasobject=False, names=None, str="<V1", type=kind)
+        return types.SimpleNamespace(dtype=dtype, shape=(), tobytes=lambda: b"1")
+
+    kinds = [type(name, (), {}) for name in ("float8_e4m3fn", "float8_e5m2")]
+    states = [ndarray_state(one(kind)) for kind in kinds]
+    assert canonical(states[0]) != canonical(states[1])
 
 
 def test_the_order_of_a_schemas_fields_never_matters() -> None:

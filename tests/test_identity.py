@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import threading
 import unittest.mock
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -309,6 +310,17 @@ def test_the_remedy_that_the_error_names_works(memory: InMemoryCache, bring: Cal
     remedy = str(caught.value).partition("ignore=(")[2].partition(",)")[0].strip("'")
     if remedy:
         assert cached_ai_call("brought", cache=memory, ignore=(remedy,))(bring())("x")
+
+
+def test_ignore_reaches_what_a_function_takes_under_any_name(memory: InMemoryCache) -> None:
+    @cached_ai_call("any name", cache=memory, ignore=("trace",))
+    def tell(text: str, **more: Any) -> Any:
+        return text, more
+
+    assert tell("x", trace=threading.Lock(), size=1)[1].keys() == {"trace", "size"}
+    assert tell.key_for("x", trace=1, size=1) == tell.key_for("x", size=1) != tell.key_for("x", size=2)
+    with pytest.raises(UnkeyableArgumentError, match=r"'lock'.*ignore=\('lock',\)"):
+        tell("x", lock=threading.Lock())
 
 
 def test_ignore_reaches_what_a_partial_binds_by_name(memory: InMemoryCache) -> None:

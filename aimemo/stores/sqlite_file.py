@@ -203,8 +203,10 @@ class SQLiteFile:
                     return result
                 link.drop()
         finally:
-            link.roll_back()
-            link.lock.release()
+            try:
+                link.roll_back()
+            finally:
+                link.lock.release()
 
     def close(self) -> None:
         for link in (self._reading, self._writing):
