@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import random
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, cached_ai_call
-from tests.kit.looking import followers, until
+from tests.kit.looking import background, followers, until
 
 EVERYBODY = 50
 
@@ -306,3 +308,27 @@ def test_a_closed_loop_with_an_unfinished_call_does_not_strand_callers_on_the_ne
     asyncio.run(cache.close())
     del stranded
     gc.collect()  # here, and not in the middle of some other test
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="comes with Python 3.12")
+async def test_where_tasks_begin_at_once_all_is_as_elsewhere(cache: Cache) -> None:
+    numbers = itertools.count()
+
+    @cached_ai_call(operation="ask", cache=cache)
+    async def ask(text: str) -> list[Any]:
+        await asyncio.sleep(0.01)
+        return [text, next(numbers)]
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(getattr(asyncio, "eager_task_factory"))  # noqa: B009 - not there in 3.11
+    try:
+        assert await asyncio.gather(*(ask(text) for text in "aaab")) == [["a", 0]] * 3 + [["b", 1]]
+        assert await asyncio.gather(*(ask(text) for text in "abab")) == [["a", 0], ["b", 1]] * 2
+        assert await ask.refresh("a") == await ask("a") == ["a", 2]
+        assert await ask.invalidate("a")
+        cancelled = asyncio.create_task(ask("a"))
+        cancelled.cancel()
+        assert await ask("a") == ["a", 3]
+    finally:
+        loop.set_task_factory(None)
+    await until(lambda: not background())
