@@ -341,6 +341,8 @@ class Model(RuleBasedStateMachine):
         if hasattr(self, "functions"):
             for cache in [*self.caches, *getattr(self, "crashed", ())]:
                 self.close(cache)
+            while tasks := asyncio.all_tasks(self.loop):
+                self.loop.run_until_complete(asyncio.wait(tasks))
             self.loop.close()
 
 

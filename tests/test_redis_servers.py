@@ -777,6 +777,21 @@ async def ping_late(server: Any, number: int, late: Any, refused: Callable[[], b
     await server.close()
 
 
+async def test_a_connection_in_use_while_all_are_closed_is_closed_after_its_use(server: Server) -> None:
+    def connect() -> Any:
+        return aio.connect((HOST, server.port), {}, is_encrypted=False, seconds=5)
+
+    tasks, ends = aio.TaskServer(connect, 4), time.monotonic() + 5
+    await tasks.ask([("PING",)], ends)
+    before = counted(server, "clients", "connected_clients")
+    using = asyncio.create_task(tasks.ask([("BLPOP", "list", 0)], ends))
+    await until(lambda: done(counted(server, "clients", "blocked_clients")))
+    await tasks.close()
+    server.ask("RPUSH", "list", "value")
+    assert await using == [[b"list", b"value"]]
+    await until(lambda: done(counted(server, "clients", "connected_clients") == before - 1))
+
+
 async def test_connections_that_came_too_late_and_were_refused_are_not_handed_out() -> None:
     """Among threads only: tasks wait for one attempt, until a connection stands."""
     with Server(maxclients=4) as server:

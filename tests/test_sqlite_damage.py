@@ -195,7 +195,7 @@ def test_a_file_that_is_replaced_during_a_write_is_not_taken_for_damaged(
 ) -> None:
     write, rounds = filled._file.write, []
 
-    def replacing(body: Any) -> Any:
+    def replacing(body: Any, until: float) -> Any:
         def during(connection: Any) -> Any:
             result = body(connection)
             if not rounds:
@@ -204,7 +204,7 @@ def test_a_file_that_is_replaced_during_a_write_is_not_taken_for_damaged(
             rounds.append(result)
             return result
 
-        return write(during)
+        return write(during, until)
 
     filled._file.write = replacing  # type: ignore[method-assign]
     filled.blocking.delete(KEYS[0])

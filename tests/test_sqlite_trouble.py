@@ -143,11 +143,11 @@ async def test_a_write_whose_caller_has_gone_on_is_not_made_later(make: Callable
     await cache.set("k", "v1")
     write, free, over = cache._file.write, threading.Event(), threading.Event()
 
-    def held(body: Any) -> Any:
+    def held(body: Any, until: float) -> Any:
         cache._file.write = write  # type: ignore[method-assign]
         try:
             free.wait(5)
-            return write(body)
+            return write(body, until)
         finally:
             over.set()
 

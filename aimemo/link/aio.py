@@ -69,6 +69,7 @@ class _Pool:
         self._waiters: deque[asyncio.Future[Any]] = deque()
         self._connecting: set[asyncio.Task[Any]] = set()
         self.keeper: Any = None
+        self.is_closed = False
 
     async def take(self) -> Any:
         while self._idle:
@@ -101,6 +102,8 @@ class _Pool:
             self._start_connecting()
 
     async def close(self) -> None:
+        """Close what is not in use; what is has to be dropped after use."""
+        self.is_closed = True
         for task in self._connecting:
             task.cancel()
         await asyncio.gather(*self._connecting, return_exceptions=True)
@@ -172,7 +175,7 @@ class TaskServer:
             except BaseException:
                 await pool.drop(connection)
                 raise
-        if any(map(ends_connection, replies)):
+        if pool.is_closed or any(map(ends_connection, replies)):
             await pool.drop(connection)
         else:
             pool.give(connection)

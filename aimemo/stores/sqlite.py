@@ -9,12 +9,14 @@ computation began; its result is kept only if nothing after that means it. A fli
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from aimemo.core.entry import Entry, PackedEntry
 from aimemo.core.envelope import HEAD_SIZE, DamagedEntry, Envelope, read_head, seal
+from aimemo.core.guard import time_limit
 from aimemo.core.keys import fingerprint
 from aimemo.core.opened import LatelyOpened
 from aimemo.core.ports import Clock, Selector, Stored
@@ -226,7 +228,9 @@ class SQLiteStore:
         return count
 
     async def _write(self, body: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._runtime.offload(self._file.write, body)
+        is_waited_for = self._runtime.world == "threads"  # for as long as it takes; a task goes on
+        until = math.inf if is_waited_for else time_limit(math.inf)
+        return await self._runtime.offload(self._file.write, body, until)
 
 
 def _address(namespace: str, key: str) -> tuple[bytes, int]:

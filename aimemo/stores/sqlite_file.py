@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import sqlite3
@@ -18,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aimemo.core.guard import time_limit
 from aimemo.core.runtime import fork_safe_lock, release_before_fork
 
 T = TypeVar("T")
@@ -171,21 +171,24 @@ class SQLiteFile:
         self._recover(caught, inode)
         return []
 
-    def write(self, body: Callable[[sqlite3.Connection], T]) -> T:
+    def write(self, body: Callable[[sqlite3.Connection], T], until: float = math.inf) -> T:
         """What `body` returns, run in one transaction that waits for other writers for the busy deadline.
+
+        Args:
+            until: on the monotonic clock, when its caller goes on without it.
 
         Raises:
             TimeoutError: other threads of this process kept it waiting for so long, or its caller has gone on: what is
                 written after that would take the place of what came later.
         """
-        deadline = time_limit(self._busy_seconds)
+        deadline = time.monotonic() + self._busy_seconds
         try:
-            return self._transact(body, deadline)
+            return self._transact(body, deadline, until)
         except _ERRORS as error:
             self._recover(error, self._writing.inode)
-            return self._transact(body, deadline)
+            return self._transact(body, deadline, until)
 
-    def _transact(self, body: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    def _transact(self, body: Callable[[sqlite3.Connection], T], deadline: float, until: float) -> T:
         link = self._writing
         if not link.lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise TimeoutError("other writers of this process held the file for too long")
@@ -193,7 +196,7 @@ class SQLiteFile:
             while True:
                 connection = link.open()
                 _patiently(deadline, connection.execute, "BEGIN IMMEDIATE")
-                if time.monotonic() > deadline:
+                if time.monotonic() > until:
                     raise TimeoutError("the file was free too late")
                 result = body(connection)
                 connection.execute("COMMIT")
