@@ -27,7 +27,7 @@ import redis.cluster
 import redis.sentinel
 
 from aimemo import GenericRedisCache, InfrastructureError, cached_ai_call
-from aimemo.link import aio, blocking
+from aimemo.link import aio, blocking, servers
 from aimemo.link.urls import Address
 from tests.kit import stalls
 from tests.kit.servers import HOST, ClusterOfThree, Server, Watched, binaries, free_port, wait_until
@@ -790,6 +790,16 @@ async def test_a_connection_in_use_while_all_are_closed_is_closed_after_its_use(
     server.ask("RPUSH", "list", "value")
     assert await using == [[b"list", b"value"]]
     await until(lambda: done(counted(server, "clients", "connected_clients") == before - 1))
+
+
+async def test_servers_that_become_known_while_all_are_closed_end_nothing() -> None:
+    class Closing:
+        async def close(self) -> None:
+            known.at((HOST, len(known._servers)))
+
+    known = servers._Known(lambda *_: Closing(), {})  # type: ignore[arg-type, return-value]
+    known.at((HOST, 0))
+    await known.close()
 
 
 async def test_connections_that_came_too_late_and_were_refused_are_not_handed_out() -> None:

@@ -79,7 +79,7 @@ class _Known:
         raise InfrastructureError(f"none of {len(addresses)} servers answered {command[0]} {command[1]}") from last
 
     async def close(self) -> None:
-        for server in self._servers.values():
+        for server in list(self._servers.values()):  # what is under way may come to know others meanwhile
             await server.close()
 
 
