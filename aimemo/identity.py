@@ -14,7 +14,7 @@ from aimemo.core.codec import is_immutable
 from aimemo.core.entry import Address
 from aimemo.core.keys import key_prefix, make_key
 from aimemo.errors import UnkeyableArgumentError, ValidationError
-from aimemo.options import Options, bound_values, version_of
+from aimemo.options import Options, bound_values, form_of, version_of
 
 _STARS: Final[dict[Any, str]] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
 _SCALARS: Final = frozenset({str, bytes, int, float, bool, type(None)})
@@ -46,8 +46,7 @@ class Identity:
         self._kept = tuple(at for at, is_kept in enumerate(kept) if is_kept)
         starred = [_STARS[stars[name]] + name if name in stars else name for name in self._parameters]
         self._kept_names = (*self._bound, *(starred[at] for at in self._kept))
-        self._keywords_at = next((at for at, name in enumerate(starred) if name.startswith("**")), None)
-        self._left_out = frozenset(options.ignore).difference(self._parameters, bound)
+        self._left_out = frozenset(options.ignore).difference(self._parameters, bound)  # of `**keywords`, the last ones
         self._prefix = key_prefix(options.operation)
 
     @functools.cached_property
@@ -70,9 +69,9 @@ class Identity:
 
     def used(self, values: tuple[Any, ...]) -> list[Any]:
         """The arguments that matter."""
-        if self._left_out and self._keywords_at is not None:
-            keywords = {name: value for name, value in values[self._keywords_at].items() if name not in self._left_out}
-            values = (*values[: self._keywords_at], keywords)
+        if self._left_out:
+            keywords = {name: value for name, value in values[-1].items() if name not in self._left_out}
+            values = (*values[:-1], keywords)
         return [values[at] for at in self._kept]
 
     def tenant(self) -> str | None:
@@ -132,21 +131,13 @@ class Identity:
     def _unkeyable(self, error: UnkeyableParameter, values: tuple[Any, ...]) -> UnkeyableArgumentError:
         name = error.parameter.lstrip("*")
         if error.parameter.startswith("**"):
-            name = next(filter(lambda name: not _has_form(values[-1][name]), values[-1]), name)
+            name = next(filter(lambda name: form_of(values[-1][name]) is None, values[-1]), name)
         if name == "key=":
             return UnkeyableArgumentError(f"what key= gave for {self.options.operation} cannot be keyed: {error}")
         return UnkeyableArgumentError(
             f"argument {name!r} of {self.options.operation} cannot be keyed: it is or holds {error}. "
             f"Leave it out with ignore=({name!r},), give its class a __cache_key__() method, or give key="
         )
-
-
-def _has_form(value: Any) -> bool:
-    try:
-        canonical(value)
-    except Exception:  # Unkeyable, or what a value's own methods raise
-        return False
-    return True
 
 
 def _is_plain_enum(value: Any) -> bool:

@@ -14,7 +14,7 @@ from aimemo.caches.interface import Cache
 from aimemo.core.canonical import canonical
 from aimemo.core.codec import is_immutable
 from aimemo.core.events import Hook
-from aimemo.core.policy import check_settings, seconds_of
+from aimemo.core.policy import check_operation, check_settings, seconds_of
 from aimemo.core.types import captured_names
 from aimemo.errors import ValidationError
 
@@ -52,8 +52,7 @@ class Options:
         for name in ("ttl", "stale_while_revalidate", "stale_if_error"):
             if getattr(self, name) is not None:
                 seconds_of(name, getattr(self, name))
-        if not isinstance(self.operation, str) or not self.operation.strip():
-            raise ValidationError("operation must be a non-empty string", {"operation": "type"})
+        check_operation(self.operation)
         if not (self.version is None or isinstance(self.version, str)):
             raise ValidationError("version must be a string", {"version": "type"})
         if not (self.scope is None or isinstance(self.scope, str) or callable(self.scope)):
@@ -128,7 +127,7 @@ def _settings(function: Any, seen: set[int]) -> Any:
 
 def _setting(value: Any, seen: set[int]) -> Any:
     """One captured value: what of it has a canonical form."""
-    form = None if inspect.isfunction(value) else _keyed(value)
+    form = None if inspect.isfunction(value) else form_of(value)
     if form is not None or id(value) in seen:
         return form
     seen.add(id(value))
@@ -142,7 +141,7 @@ def _setting(value: Any, seen: set[int]) -> Any:
         case functools.partial():
             return [_setting(part, seen) for part in (value.func, value.args, value.keywords)]
         case dict():
-            return {_keyed(key): _setting(item, seen) for key, item in value.items()}
+            return {form_of(key): _setting(item, seen) for key, item in value.items()}
         case list() | tuple():
             return [_setting(item, seen) for item in value]
     return None
@@ -150,7 +149,7 @@ def _setting(value: Any, seen: set[int]) -> Any:
 
 def _defaults(function: Any) -> Any:
     named = getattr(function, "__kwdefaults__", None) or {}
-    return [_keyed(value) for value in (*(getattr(function, "__defaults__", None) or ()), *named.values())]
+    return [form_of(value) for value in (*(getattr(function, "__defaults__", None) or ()), *named.values())]
 
 
 def _is_fixed(value: Any) -> bool:
@@ -166,7 +165,8 @@ def _layers(function: Any) -> Iterator[Any]:
         function = getattr(function, "__wrapped__", None)
 
 
-def _keyed(value: Any) -> str | None:
+def form_of(value: Any) -> str | None:
+    """The canonical form of a value, if it has one."""
     try:
         return canonical(value)
     except Exception:  # no form, or an object whose own methods fail
@@ -176,4 +176,4 @@ def _keyed(value: Any) -> str | None:
 def origin_of(function: Any) -> tuple[str, str | None]:
     """What tells a function from every other one, also of its name."""
     name = getattr(function, "__qualname__", type(function).__qualname__)
-    return f"{function.__module__}.{name}", _keyed(getattr(function, "__code__", None))
+    return f"{function.__module__}.{name}", form_of(getattr(function, "__code__", None))

@@ -9,7 +9,7 @@ from aimemo.core.call import Call, Found, Pending
 from aimemo.core.canonical import canonical
 from aimemo.core.keys import key_prefix, make_key, operation_of
 from aimemo.core.memoizer import Memoizer
-from aimemo.core.policy import Policy, seconds_of
+from aimemo.core.policy import Policy, check_operation, seconds_of
 from aimemo.core.ports import Selector
 from aimemo.core.state import Unkeyable
 from aimemo.core.types import TypeResolver
@@ -47,8 +47,7 @@ class Surface:
         """
         if not isinstance(text, str):
             raise ValidationError(f"text must be a string, not {type(text).__name__}", {"text": "type"})
-        if not isinstance(operation, str) or not operation.strip():
-            raise ValidationError("operation must be a non-empty string", {"operation": "type"})
+        check_operation(operation)
         if not isinstance(options, Mapping | None):
             raise ValidationError(f"options must be a mapping, not {type(options).__name__}", {"options": "type"})
         try:

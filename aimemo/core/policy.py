@@ -93,6 +93,16 @@ def seconds_of(name: str, value: Any) -> float:
     return float(seconds)
 
 
+def check_operation(operation: Any) -> None:
+    """Refuse what cannot name an operation.
+
+    Raises:
+        ValidationError: it is no string, or an empty one.
+    """
+    if not isinstance(operation, str) or not operation.strip():
+        raise ValidationError("operation must be a non-empty string", {"operation": "type"})
+
+
 def milliseconds_of(name: str, value: Any) -> int:
     """A duration that is not 0 as the milliseconds of Redis. Raises as `seconds_of`, and for 0."""
     seconds = seconds_of(name, value)
