@@ -9,6 +9,7 @@ import itertools
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,11 @@ from redis.retry import Retry
 
 from aimemo import Channel, CodecError, InfrastructureError, ValidationError
 from aimemo.coordination import channel as channel_module
+from aimemo.coordination.listener import ChannelListener
+from aimemo.core.runtime import ThreadRuntime, drive
+from aimemo.link.build import make_link
+from aimemo.link.client import target_of
+from aimemo.link.layout import Layout
 from tests.kit.clients import client_of, close, done
 from tests.kit.looking import until
 from tests.kit.redis_caches import shared
@@ -271,12 +277,39 @@ def test_threads_that_read_one_subscription_share_its_messages(name: str) -> Non
     with contextlib.closing(client_of("sync")) as client, ThreadPoolExecutor(4) as pool:
         channel = Channel(client, name)
         with channel.subscribe() as messages:
-            loops = [pool.submit(list, messages) for _ in range(4)]
+            read: deque[int] = deque()
+            loops = [pool.submit(read.extend, messages) for _ in range(4)]
             for number in range(200):
                 channel.publish(number)
-            wait_until(lambda: not messages._inbox._messages and len(messages._inbox._waiters) == 4, "all are read")
+            wait_until(lambda: len(read) >= 200, "all are read")
             messages.close()
-            assert sorted(itertools.chain(*(loop.result(2) for loop in loops))) == list(range(200))
+            for loop in loops:
+                loop.result(5)
+            assert sorted(read) == list(range(200))
+
+
+def test_who_ends_listening_while_the_connection_is_made_is_told_of_none(name: str) -> None:
+    opening, gate = threading.Event(), threading.Event()
+    connected: list[bool] = []
+    before = listeners()
+    with contextlib.closing(client_of("sync")) as client, ThreadPoolExecutor(1) as pool:
+        link = make_link(target_of(client), Layout("channel"), ThreadRuntime(), connect_timeout=2.0, max_connections=1)
+
+        def open_late() -> Any:
+            opening.set()
+            gate.wait(5)
+            return drive(link.converse())
+
+        listener = ChannelListener(
+            open_late, name, heard=lambda data: None, connected=connected.append, ended=lambda: None
+        )
+        awakening = pool.submit(drive, listener.awake(ThreadRuntime()))
+        assert opening.wait(5)
+        listener.sleep()
+        gate.set()
+        awakening.result(5)
+        wait_until(lambda: listeners() == before, "the listener's thread has ended")
+    assert connected == []
 
 
 @pytest.mark.parametrize("name", ["", None, 5], ids=repr)

@@ -192,6 +192,13 @@ def test_what_was_opened_lately_is_remembered_up_to_a_limit(monkeypatch: pytest.
         assert len(lately) <= 3
 
 
+def test_what_is_large_once_it_is_opened_is_not_remembered() -> None:
+    lately, data = opened.LatelyOpened(), sealed(b"a" * opened.MAX_BYTES)
+    assert len(data) < opened.MAX_BYTES / 2
+    assert lately.open("key", None, data, MARK).payload == b"a" * opened.MAX_BYTES
+    assert not lately
+
+
 @pytest.mark.parametrize("payload", [SMALL, LARGE], ids=["raw", "compressed"])
 def test_every_changed_byte_is_damage(payload: bytes) -> None:
     blob = sealed(payload)

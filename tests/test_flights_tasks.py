@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from aimemo import Cache, cached_ai_call
+from aimemo.core import leader
 from tests.kit.looking import background, followers, until
 
 EVERYBODY = 50
@@ -236,6 +237,30 @@ async def test_what_the_leader_does_to_an_unpackable_answer_is_not_seen_by_follo
     await held.started.wait()
     held.gate.set()
     assert await asyncio.gather(*callers) == [[]] * 5
+
+
+async def test_a_chain_of_tasks_begun_in_flights_holds_no_flight_that_has_landed(cache: Cache) -> None:
+    answered = [asyncio.Event() for _ in range(10)]
+    held: list[int] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    @cached_ai_call(operation="ask", cache=cache)
+    async def ask(number: int) -> int:
+        held.append(len(leader._LEADING.get()))
+        tasks.append(asyncio.create_task(ask_after(number)))
+        return number
+
+    async def ask_after(number: int) -> None:
+        await answered[number].wait()
+        if number + 1 < len(answered):
+            assert await ask(number + 1) == number + 1
+            answered[number + 1].set()
+
+    assert await ask(0) == 0
+    answered[0].set()
+    await answered[-1].wait()
+    await asyncio.gather(*tasks)
+    assert held == [1] * len(answered)
 
 
 async def test_unequal_scopes_share_no_flight(cache: Cache) -> None:

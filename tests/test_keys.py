@@ -13,7 +13,7 @@ import xxhash
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aimemo import Cache, InMemoryCache, SQLiteCache, UnkeyableArgumentError, cached_ai_call
+from aimemo import Cache, InMemoryCache, SQLiteCache, UnkeyableArgumentError, ValidationError, cached_ai_call
 from aimemo.core.keys import digest_of, fingerprint, key_prefix, make_key, operation_of
 from aimemo.core.ports import compile_glob
 
@@ -216,6 +216,14 @@ def test_built_keys_are_as_exact_as_the_form_of_their_parts(cache: Cache) -> Non
 def test_options_without_a_form_cannot_build_a_key(cache: Cache) -> None:
     with pytest.raises(UnkeyableArgumentError, match="options"):
         cache.build_key("a", "op", {"client": object()})
+
+
+@pytest.mark.parametrize(
+    "parts", [(b"a", "op"), (None, "op"), ("a", ""), ("a", " "), ("a", None), ("a", "op", [1])], ids=repr
+)
+def test_parts_of_other_types_build_no_key(parts: Any) -> None:
+    with pytest.raises(ValidationError, match=r"(text|operation|options) must be a"):
+        InMemoryCache().build_key(*parts)
 
 
 # Globs

@@ -50,11 +50,16 @@ def test_folders_are_made_on_first_use(make: Callable[..., SQLiteCache], tmp_pat
     assert cache.blocking.get("k") == 1
 
 
-@pytest.mark.parametrize("name", ["", ".", None, 3])
+@pytest.mark.parametrize("name", ["", ".", ":memory:", None, 3])
 def test_a_path_that_names_no_file_is_refused(name: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValidationError):
         SQLiteCache(name)
+
+
+def test_a_path_may_begin_at_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SQLiteCache("~/cache.db").path == tmp_path / "cache.db"
 
 
 def test_entries_outlive_the_cache_that_wrote_them(make: Callable[..., SQLiteCache]) -> None:
