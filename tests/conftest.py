@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aimemo import Cache, InMemoryCache, SQLiteCache
+from aimemo.core import aio, events, runtime
 from aimemo.core.events import GATE
 from tests.kit import stalls
 from tests.kit.clients import KINDS, client_of, close
@@ -22,6 +24,10 @@ from tests.kit.servers import wait_until
 
 _numbers = itertools.count()
 
+# A machine that stands still for a moment makes no example wrong. All else is as whoever runs the tests has set it.
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run-slow", action="store_true", help="run the long tests too")
@@ -29,18 +35,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 _SERVER_FILES = ("test_redis_", "test_lock", "test_urls")
 _INTEGRATION = ("test_demo.py", "test_sqlite_processes.py", "test_bench_command.py")
+_NOT_ABOUT_STORES = (
+    "test_contexts",
+    "test_flights_",
+    "test_front",
+    "test_hooks",
+    "test_identity",
+    "test_stale",
+    "test_types",
+)
+"""What these test is the same on a cluster as on one server; with --run-slow it is shown."""
 
 
-def _needs_servers(item: pytest.Item) -> bool:
-    """Whether a test starts a Valkey or Redis server: by its file, or by the kind of its cache."""
+def _kind_of_cache(item: pytest.Item) -> Any:
     kinds = getattr(item, "callspec", None)
-    kind = kinds.params.get("cache") if kinds is not None else None
-    return item.path.name.startswith(_SERVER_FILES) or kind in ("redis", "redis behind L1", "cluster")
+    return kinds.params.get("cache") if kinds is not None else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if _needs_servers(item):
+        kind = _kind_of_cache(item)
+        if kind == "cluster" and item.path.name.startswith(_NOT_ABOUT_STORES):
+            item.add_marker("slow")
+        if item.path.name.startswith(_SERVER_FILES) or kind in ("redis", "redis behind L1", "cluster"):
             item.add_marker("redis")
             item.add_marker("integration")
         elif item.path.name in _INTEGRATION:
@@ -51,9 +68,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
 
 
+def pytest_collection_finish() -> None:
+    """Many tests look for what is left behind; what was there before them need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _stalls_are_watched() -> None:
     stalls.watch()
+
+
+@pytest.fixture(autouse=True)
+def _hooks_have_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A slow machine must not take a hook for a slow one."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("slow_hooks") is None:
+            for module in (aio, events, runtime):
+                patch.setattr(module, "HOOK_DEADLINE", 60.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +96,7 @@ def _open_gate() -> Iterator[None]:
     yield
     if len(GATE) > before:  # caches that are watched close it until they are collected
         wait_until(lambda: gc.collect() >= 0 and len(GATE) <= before, "the gate is open again")
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +108,7 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     close_all()
     if request.node.get_closest_marker("leaves") is None:
         with contextlib.suppress(TimeoutError):
-            wait_until(before.is_back, "nothing is left", seconds=5)
+            wait_until(before.is_back, "nothing is left")
         assert before.left() == ""
         assert tasks.left == []
 
@@ -118,7 +152,8 @@ def make(path: Path, clock: Clock) -> Iterator[Callable[..., SQLiteCache]]:
     made: list[SQLiteCache] = []
 
     def make_one(where: Path = path, **settings: Any) -> SQLiteCache:
-        made.append(SQLiteCache(where, **{"clock": clock, **settings}))
+        # Five seconds for the stores: a slow disk must not turn a hit into a miss.
+        made.append(SQLiteCache(where, **{"clock": clock, "deadline": 5, **settings}))
         return made[-1]
 
     yield make_one

@@ -157,8 +157,8 @@ def ask_key(operation: str) -> str:
 
 
 def test_namespaces_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    one = SQLiteCache(tmp_path / "c.db", namespace="one").blocking
-    two = SQLiteCache(tmp_path / "c.db", namespace="two").blocking
+    one = SQLiteCache(tmp_path / "c.db", namespace="one", deadline=5).blocking
+    two = SQLiteCache(tmp_path / "c.db", namespace="two", deadline=5).blocking
     one.set("k", 1)
     assert two.get("k") is None
     two.set("k", 2)

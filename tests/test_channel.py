@@ -8,7 +8,6 @@ import gc
 import itertools
 import json
 import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -181,27 +180,32 @@ def test_close_from_another_thread_ends_a_loop(name: str) -> None:
     with contextlib.closing(client_of("sync")) as client, ThreadPoolExecutor(1) as pool:
         channel = Channel(client, name)
         with channel.subscribe() as messages:
-            loop = pool.submit(list, messages)
+            read: deque[int] = deque()
+            loop = pool.submit(read.extend, messages)
             channel.publish(1)
-            time.sleep(0.05)
+            wait_until(lambda: read, "it is read")
             assert not loop.done()
             messages.close()
-            assert loop.result(2) == [1]
+            loop.result(5)
+            assert list(read) == [1]
 
 
 @pytest.mark.parametrize("kind", ["asyncio"])
 async def test_close_from_another_thread_ends_an_async_loop(client: Any, name: str) -> None:
     async with Channel(client, name).subscribe() as messages:
+        read: deque[int] = deque()
 
-        async def loop() -> list[Any]:
-            return [message async for message in messages]
+        async def loop() -> None:
+            async for message in messages:
+                read.append(message)
 
         task = asyncio.create_task(loop())
         await Channel(client, name).publish(1)
-        await asyncio.sleep(0.05)
+        await until(lambda: read)
         assert not task.done()
         await asyncio.to_thread(messages.close)
-        assert await asyncio.wait_for(task, 2) == [1]
+        await asyncio.wait_for(task, 5)
+        assert list(read) == [1]
 
 
 @pytest.mark.parametrize("kind", ["asyncio"])

@@ -26,7 +26,7 @@ def _own_default(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def url(path: Path) -> str:
     """A file with five answers of one operation and two values by hand."""
-    cache = SQLiteCache(path)
+    cache = SQLiteCache(path, deadline=5)
 
     @cached_ai_call(operation="qa", cache=cache, tags=("t",))
     def ask(text: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ def test_what_is_exported_can_be_imported_elsewhere(url: str, tmp_path: Path) ->
     assert run_json("export", str(file), "--url", url) == {"entries": 7}
     assert file.stat().st_mode & 0o077 == 0, "answers are in it"
     assert run_json("import", str(file), "--url", other) == {"entries": 7}
-    there = SQLiteCache(tmp_path / "other.db").blocking
+    there = SQLiteCache(tmp_path / "other.db", deadline=5).blocking
     assert there.get_many(["a:1", "a:2"]) == {"a:1": (1, 2), "a:2": b"x"}
     assert 3500 < there.ttl("a:1") <= 3600
     assert there.invalidate_tag("t") == 5

@@ -204,7 +204,7 @@ containers += [lambda inner: st.builds(Pair, inner, inner), lambda inner: st.bui
 nested = st.recursive(keys, lambda inner: st.one_of(*(make(inner) for make in containers)), max_leaves=12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(nested)
 def test_any_nested_value_comes_back_equal_and_of_the_same_type(value: Any) -> None:
     assert shape(round_trip(value)) == shape(value)

@@ -335,7 +335,7 @@ class Planted:
     def __init__(self, path: Path, clock: Clock, **options: Any) -> None:
         self.calls: list[str] = []
         self.path = path
-        self.cache = SQLiteCache(path, clock=clock)
+        self.cache = SQLiteCache(path, clock=clock, deadline=5)
         self.errors: list[Any] = []
         self.cache.on("error", self.errors.append)
 
@@ -419,14 +419,14 @@ def test_planted_facts_fail_neither_a_call_nor_the_stats_nor_other_keys(planted:
     assert len(planted.calls) == computed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=120), st.sampled_from([b"", sealed(SMALL)[:4], sealed(SMALL)[:20], sealed(SMALL)[:61]]))
 def test_random_bytes_are_damage(data: bytes, start: bytes) -> None:
     with pytest.raises(DamagedEntry):
         unseal(start + data, MARK)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60), st.integers(0, 1), st.none() | st.integers(0, 2**32 - 1), st.binary(max_size=9))
 def test_whatever_an_envelope_holds_it_is_read_or_damage(
     data: bytes, flags: int, raw: int | None, facts: bytes
@@ -440,7 +440,7 @@ def test_whatever_an_envelope_holds_it_is_read_or_damage(
 PACKED = pack(golden_value(), TypeResolver())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=60), st.integers(0, len(PACKED)), st.integers(0, 9))
 def test_whatever_is_unpacked_is_a_value_or_a_codec_error(data: bytes, at: int, skipped: int) -> None:
     for packed in (data, PACKED[:at] + data + PACKED[at + skipped :], ext(at % 27, [data, at])):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
 import time
@@ -26,25 +25,14 @@ from aimemo import (
     ValidationError,
     cache_from_url,
 )
-from aimemo.core.events import GATE
 from aimemo.setup import config
 from aimemo.setup.presets import PRESETS
 from tests.kit import stalls
 from tests.kit.redis_caches import shared
-from tests.kit.servers import wait_until
 
 CLOSED = "redis://127.0.0.1:1"
 METHODS = ("for_web_app", "for_ai_app", "for_testing")
 VARIABLES = ("AIMEMO_URL", "CACHE_REDIS_URL", "REDIS_URL", "AIMEMO_PRESET", "CACHE_PRESET", "CACHE_ENV")
-
-
-@pytest.fixture(autouse=True)
-def _forgotten_caches() -> Iterator[None]:
-    """Caches with a monitor close the gate until they are collected."""
-    before = len(GATE)
-    yield
-    if len(GATE) > before:
-        wait_until(lambda: gc.collect() >= 0 and len(GATE) <= before, "the caches with a monitor are gone")
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +214,7 @@ async def test_without_a_url_the_environment_names_the_server(
     monkeypatch.setenv("REDIS_URL", CLOSED)
     assert type(await method(redis_url=None)) is InMemoryCache
     monkeypatch.setenv("CACHE_REDIS_URL", shared("server").url)
-    cache = await method(redis_url=None, namespace="factory-environment")
+    cache = await method(redis_url=None, namespace="factory-environment", deadline=5)
     assert isinstance(cache, GenericRedisCache)
     await _works(cache)
 
@@ -240,7 +228,7 @@ async def test_without_a_url_the_environment_names_the_server(
 async def test_a_configuration_decides_the_kind(
     factory: CacheFactory, settings: dict[str, Any], kind: type[Cache]
 ) -> None:
-    given = {"redis_url": shared("server").url, "namespace": "factory-config", **settings}
+    given = {"redis_url": shared("server").url, "namespace": "factory-config", "deadline": 5, **settings}
     before = dict(given)
     cache = await factory.create_cache_from_config(given)
     assert type(cache) is kind

@@ -9,6 +9,7 @@ import pytest
 
 from aimemo import InfrastructureError
 from aimemo.core.guard import FAILURES_TO_OPEN
+from tests.kit import stalls
 from tests.kit.scripted_store import ENTRY, Bench
 
 
@@ -22,14 +23,17 @@ async def test_a_hung_store_costs_one_budget_in_all(on_a_loop: Bench) -> None:
     on_a_loop.guard.start_call()
     started = time.monotonic()
     assert await on_a_loop.get(30) == [None] * 30
-    assert 0.09 < time.monotonic() - started < 1
-    assert [type(error) for _, _, error in on_a_loop.reports] == [TimeoutError]
+    assert 0.09 < time.monotonic() - started < 1 + stalls.longest()
+    [(_, _, error)] = on_a_loop.reports
+    assert isinstance(error, TimeoutError)  # `HeldUp`, which is one, where the machine held the loop at the end
 
 
 async def test_a_removal_on_a_hung_store_ends_too(on_a_loop: Bench) -> None:
     on_a_loop.store.trouble = lambda: asyncio.sleep(3600)
+    started = time.monotonic()
     with pytest.raises(InfrastructureError):
-        await asyncio.wait_for(on_a_loop.guard.delete_many(["k"]), 1.0)
+        await asyncio.wait_for(on_a_loop.guard.delete_many(["k"]), 10)
+    assert time.monotonic() - started < 1 + stalls.longest()
 
 
 async def hold_the_loop(seconds: float = 0.2) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import gc
 import inspect
 import logging
+import sys
 import threading
 import time
 import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
 
@@ -19,7 +22,10 @@ import pytest
 
 from aimemo import Cache, CacheEvent, InMemoryCache, ValidationError, cached_ai_call, compose_callbacks
 from aimemo.core.aio import TaskRuntime
-from aimemo.core.events import GATE, KINDS, SEED_EVENTS
+from aimemo.core.events import GATE, KINDS, SEED_EVENTS, EventBus
+from aimemo.core.runtime import ThreadRuntime, drive
+from aimemo.core.stats import Stats
+from tests.kit import stalls
 from tests.kit.clock import Clock
 from tests.kit.looking import followers, nearest_tier, until
 
@@ -167,6 +173,7 @@ async def test_a_failing_hook_is_logged_and_counted_and_harms_nobody(
     assert "canary" not in caplog.text
 
 
+@pytest.mark.slow_hooks
 @pytest.mark.leaves("hooks that hang")
 @pytest.mark.parametrize("count", [1, 30])
 async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at_all(
@@ -181,7 +188,7 @@ async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at
     ask = remember()
     started = time.perf_counter()
     assert await settled(ask("a")) == ["a"]
-    assert time.perf_counter() - started < PATIENCE
+    assert time.perf_counter() - started < PATIENCE + stalls.longest()
     waited_for: list[Any] = []
     for memoizer in cache._memoizers.values():
         monkeypatch.setattr(memoizer.runtime, "call_hook", waited_for.append)
@@ -191,6 +198,7 @@ async def test_hanging_hooks_hold_a_caller_for_a_moment_and_later_callers_not_at
     assert cache.stats().callback_errors >= count
 
 
+@pytest.mark.slow_hooks
 @pytest.mark.leaves("hooks that hang")
 async def test_a_slow_hook_that_fails_beside_the_callers_is_counted_too(
     remember: Remember, cache: Cache, listen: Any, caplog: Any
@@ -209,14 +217,15 @@ async def test_a_slow_hook_that_fails_beside_the_callers_is_counted_too(
     await settled(ask("a"))
     await settled(ask("b"))
     with caplog.at_level(logging.INFO, "aimemo"):
-        await until(lambda: len(told) == 2 and "failed" in caplog.text)
+        await until(lambda: len(told) == 2 and cache.stats().callback_errors == 2)
     for thread in set(threading.enumerate()) - set(before):
         if thread.name == "aimemo-hook":
-            thread.join(1)
+            thread.join(5)
     assert cache.stats().callback_errors == 2
     assert "canary" not in caplog.text
 
 
+@pytest.mark.slow_hooks
 @pytest.mark.leaves("hooks that hang")
 def test_a_slow_hook_left_behind_by_a_loop_is_told_on_the_next_one(cache: Cache, listen: Any) -> None:
     async def slow_at_first(event: CacheEvent) -> None:
@@ -238,7 +247,7 @@ def test_a_slow_hook_left_behind_by_a_loop_is_told_on_the_next_one(cache: Cache,
     asyncio.run(ask("first"))
     asyncio.run(ask("second"))  # the loop ends before the hook, which is not waited for, begins
     gc.collect()  # what that loop left behind goes here, and not in the middle of some other test
-    asyncio.run(asyncio.wait_for(call_and_wait(), 1))
+    asyncio.run(asyncio.wait_for(call_and_wait(), 10))
 
 
 async def test_what_was_kept_is_told_although_every_caller_was_cancelled(cache: Cache, listen: Any) -> None:
@@ -291,6 +300,7 @@ def test_a_forgotten_cache_with_hooks_leaves_the_gate_open() -> None:
     assert len(GATE) == before
 
 
+@pytest.mark.parametrize("cache", ["memory"], indirect=True)
 @pytest.mark.parametrize("event", [*SEED_EVENTS, *KINDS])
 def test_deregistration_leaves_no_reference_and_no_memory_behind(cache: Cache, event: str) -> None:
     on, off = (cache.on, cache.off) if event in KINDS else (cache.register_callback, cache.unregister_callback)
@@ -412,6 +422,28 @@ async def test_no_event_holds_a_prompt_or_a_value(cache: Cache, clock: Clock, li
     assert canary not in repr(told)
     assert canary not in caplog.text
     assert canary not in repr(cache.stats())
+
+
+def test_hooks_of_threads_that_register_at_once_are_all_told() -> None:
+    bus, told, count = EventBus(Stats()), collections.Counter[int](), 200
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def register(thread: int) -> None:
+        for number in range(count):
+            bus.subscribe("set", functools.partial(told.update, [thread]))
+            passing = functools.partial(told.update, [thread, number])
+            bus.subscribe("set", passing)
+            assert bus.unsubscribe("set", passing)
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(register, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    bus.post("set", "", ())
+    drive(bus.deliver(ThreadRuntime()))
+    assert told == dict.fromkeys(range(4), count)
 
 
 @pytest.mark.parametrize("mock", [MagicMock, AsyncMock])

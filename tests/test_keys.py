@@ -171,7 +171,7 @@ def test_two_texts_with_one_label_get_their_own_answers(kind: type[Cache], thres
     a, b = COLLISION["a"], COLLISION["b"]
     assert a != b
     assert xxh3(a) == xxh3(b)
-    path = {"path": tmp_path / "cache.db"} if kind is SQLiteCache else {}
+    path = {"path": tmp_path / "cache.db", "deadline": 5} if kind is SQLiteCache else {}
     first, again = kind(**path, text_hash_threshold=threshold), kind(**path, text_hash_threshold=threshold)
     for cache in (first, first, again):  # the second round hits memory, the third the slower tier where there is one
         ask = cached_ai_call(operation="ask", cache=cache)(lambda text: text)

@@ -271,7 +271,7 @@ def test_what_was_read_well_once_is_not_taken_for_what_stands_there_now(bare: He
     assert bare.get("k") == "newer"
 
 
-FUZZED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZED = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @FUZZED

@@ -26,9 +26,9 @@ from aimemo import CacheEvent, GenericRedisCache, InfrastructureError, cached_ai
 from aimemo.coordination.lock import LEASE_SECONDS
 from aimemo.core.guard import FAILURES_TO_OPEN, PROBE_INTERVAL
 from tests.kit import stalls
-from tests.kit.looking import until
+from tests.kit.looking import followers, until
 from tests.kit.proxy import Proxy
-from tests.kit.servers import HOST, Server, free_port
+from tests.kit.servers import HOST, Server, free_port, wait_until
 
 ONE_BUDGET = 0.5
 """What one call may take if the stores get 0.1 s: a loaded machine needs the rest. Most faults would cost seconds."""
@@ -41,7 +41,8 @@ KEY = "op:hand|txt:|" + "0" * 32
 
 def is_one_budget(took: list[float]) -> bool:
     """Whether the stores cost callers at once one budget each. Of many, a loaded machine leaves some waiting."""
-    return statistics.median(took) < 2 * ONE_BUDGET and max(took) < 3 * ONE_BUDGET + stalls.longest()
+    median, most = statistics.median(took) - 2 * ONE_BUDGET, max(took) - 3 * ONE_BUDGET
+    return max(median, most) < 0 or max(median, most) < stalls.longest()
 
 
 def answer_to(question: int) -> dict[str, Any]:
@@ -173,11 +174,26 @@ class Caller:
 
     async def warm_up(self, questions: Iterable[int]) -> None:
         """Have the answers stored, a few at a time: this is not about many cold connections at once."""
-        await self.do("connect")
-        for question in questions:
-            await self.ask([question])
-        await self.ask(self.new(5))
+        with self.patience():
+            await self.do("connect")
+            for question in questions:
+                await self.ask([question])
+            await self.ask(self.new(5))
         self.events.clear()
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """Five seconds for the stores, while there is no fault: a slow machine must not leave something unkept."""
+        guard = self.cache.memoizer_of(self.world).tiers.guard
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(guard, "_seconds", 5)
+            patch.setattr(guard, "_patience", 5)
+            yield
+
+    async def keep(self, key: str, value: Any) -> None:
+        """Before a fault."""
+        with self.patience():
+            await self.do("set", key, value)
 
     async def close(self) -> None:
         await self.cache.close()
@@ -267,7 +283,7 @@ async def test_reads_alone_recover_from_a_server_that_hung(make: Callable[..., C
 
     callers = [make(server.url, world) for world in ("tasks", "threads")]
     await everybody(lambda caller: caller.warm_up([]), callers)
-    await everybody(lambda caller: caller.do("set", KEY, "kept"), callers)
+    await everybody(lambda caller: caller.keep(KEY, "kept"), callers)
     server.freeze()
     await everybody(lambda caller: caller.open_breaker(), callers)
     server.thaw()
@@ -298,10 +314,12 @@ async def test_callers_of_one_question_on_a_hung_server_share_one_computation(
 ) -> None:
     caller = make(server.url, world)
     await caller.warm_up(caller.new(1))
-    caller.before = lambda question: asyncio.sleep(0.5) if world == "tasks" else time.sleep(0.5)
+    others = 50 if world == "tasks" else 49  # among tasks the leader's caller waits for its flight too
+    all_wait = lambda: followers(caller.cache) >= others
+    caller.before = lambda question: until(all_wait) if world == "tasks" else wait_until(all_wait, "the others wait")
     server.freeze()
     [question] = caller.new(1)
-    assert max(await caller.ask([question] * 50)) < 0.5 + 3 * ONE_BUDGET + stalls.longest()
+    assert is_one_budget(await caller.ask([question] * 50))
     assert caller.computed[question] == 1
 
 
@@ -313,7 +331,8 @@ async def test_calls_one_after_another_lose_no_more_budgets_than_open_the_breake
     await caller.warm_up(caller.new(1))
     server.freeze()
     assert max(await caller.ask_in_turn(caller.new(3 * FAILURES_TO_OPEN))) < ONE_BUDGET + stalls.longest()
-    assert len([fault for fault in caller.faults() if fault.error != "HeldUp"]) <= FAILURES_TO_OPEN
+    probes = int(stalls.longest() / PROBE_INTERVAL)
+    assert len([fault for fault in caller.faults() if fault.error != "HeldUp"]) <= FAILURES_TO_OPEN + probes
 
 
 @pytest.mark.slow
@@ -432,9 +451,10 @@ async def test_an_event_loop_that_user_code_holds_is_not_taken_for_a_hung_server
             await asyncio.sleep(0)
         time.sleep(0.2)
         await asking
-    assert caller.events == []
-    assert (caller.cache.stats().errors, caller.breaker()) == (0, "closed")
-    assert await caller.remembers()
+    assert caller.events == [] or stalls.longest() > 0.1, "the server was held too"
+    assert caller.cache.stats().errors == len(caller.events)
+    assert caller.breaker() == "closed"
+    await caller.recovers(RECOVERY)
 
 
 @contextlib.asynccontextmanager
@@ -462,7 +482,8 @@ async def test_a_killed_server_that_comes_back_empty_is_used_again(
         await caller.ask(range(5))
         await restarted.wait()
         await caller.recovers(RECOVERY)
-        assert await caller.do("delete", caller.function.key_for(0)) in (True, False)
+        with caller.patience():
+            assert await caller.do("delete", caller.function.key_for(0)) in (True, False)
 
     async def restart() -> None:
         await asyncio.sleep(0.5)
@@ -675,8 +696,8 @@ async def test_a_lease_that_could_not_be_given_back_ends_by_itself(
         await leader.ask([question])
         proxy.behave()
     other = make(server.url, "tasks", namespace="shared")
-    took = await asyncio.wait_for(other.ask([1, 2]), 2 * LEASE_SECONDS)
-    assert max(took) < LEASE_SECONDS + 1
+    took = await asyncio.wait_for(other.ask([1, 2]), 4 * LEASE_SECONDS)
+    assert max(took) < LEASE_SECONDS + 1 + stalls.longest()
 
 
 # No server at all
@@ -817,7 +838,8 @@ async def raises(caller: Caller, removal: Callable[[Caller], Awaitable[Any]], se
     with pytest.raises(InfrastructureError) as raised:
         await removal(caller)
     assert isinstance(raised.value.__cause__, CLIENT_ERRORS), caller
-    assert time.monotonic() - started < seconds, caller
+    late = time.monotonic() - started - seconds
+    assert late < 0 or late < stalls.longest(), caller
 
 
 async def test_without_a_server_a_delete_raises_within_a_second(
@@ -875,19 +897,17 @@ async def test_a_removal_after_the_server_hung_is_acknowledged_and_true(
     make_all: Callable[..., list[Caller]], server: Server
 ) -> None:
     async def remove(caller: Caller) -> None:
-        assert await caller.do("delete", KEY) is True, caller
-        assert await caller.do("get", KEY) is None, caller
-        assert await caller.do("clear") >= 10, caller
-        await caller.ask([0])
+        with caller.patience():
+            assert await caller.do("delete", KEY) is True, caller
+            assert await caller.do("get", KEY) is None, caller
+            assert await caller.do("clear") >= 10, caller
+            await caller.ask([0])
         assert caller.computed[0] == 2, caller
 
     callers = make_all(server.url)
     await everybody(lambda caller: caller.warm_up(range(10)), callers)
-    await everybody(lambda caller: caller.do("set", KEY, "old"), callers)
+    await everybody(lambda caller: caller.keep(KEY, "old"), callers)
     server.freeze()
     await everybody(lambda caller: caller.open_breaker(), callers)
     server.thaw()
     await everybody(remove, callers)
-
-
-# A resolver that hangs

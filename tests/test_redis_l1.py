@@ -301,7 +301,7 @@ def test_who_asks_after_an_invalidation_does_not_wait_for_what_another_process_c
     getattr(here.blocking, WAYS[way](text)[0])(*WAYS[way](ask.key_for(text))[1:])
     caller = start(ask, text)
     try:
-        assert caller.result(2) == f"{text} 0"
+        assert caller.result(SECONDS) == f"{text} 0"
     finally:
         other.send("end")
         assert other.receive() == "old"
@@ -769,8 +769,12 @@ def test_an_entry_lives_in_l1_no_longer_than_in_redis_whatever_the_clock_of_who_
 ) -> None:
     here = make(namespace=SKEWED)
     for read in (lambda: here.get("k"), lambda: here.blocking.get("k")):
-        skewed.ask("set", "k", "old", 0.5)
-        assert finish(read) == "old"
+
+        def is_read(read: Callable[[], Any] = read) -> bool:
+            skewed.ask("set", "k", "old", 0.5)
+            return bool(finish(read) == "old")
+
+        wait_until(is_read, "it is read before it expires")
         assert outlived(here, server, "k") < 0.1 + stalls.longest()
 
 
@@ -779,8 +783,12 @@ def test_an_entry_lives_in_l1_no_longer_than_in_redis_with_a_clock_that_is_passe
     make: Make, server: Server, world: str, clock: Any
 ) -> None:
     here, there = make(clock=clock), make(clock=clock)
-    there.blocking.set("k", "old", 0.5)
-    assert finish(lambda: view(here, world).get("k")) == "old"
+
+    def is_read() -> bool:
+        there.blocking.set("k", "old", 0.5)
+        return bool(finish(lambda: view(here, world).get("k")) == "old")
+
+    wait_until(is_read, "it is read before it expires")
     assert outlived(here, server, "k") < 0.1 + stalls.longest()
 
 
@@ -811,9 +819,8 @@ def test_ttl_tells_what_is_left_in_redis_however_short_l1_keeps_it(
     for key in ("theirs", "mine"):
         warm(here, key)
         left = server.client.pttl(stored_name(server, here, key) or "") / 1000
-        assert finish(lambda key=key: here.ttl(key)) == pytest.approx(left, abs=0.1)
-        assert here.blocking.ttl(key) == pytest.approx(left, abs=0.1)
-        assert skewed.ask("ttl", key) == pytest.approx(left, abs=0.1)
+        told = [finish(lambda key=key: here.ttl(key)), here.blocking.ttl(key), skewed.ask("ttl", key)]
+        assert told == [pytest.approx(left, abs=0.1 + stalls.longest())] * 3
 
 
 @pytest.mark.parametrize("kind", ["server", "cluster"])

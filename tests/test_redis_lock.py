@@ -21,7 +21,7 @@ from tests.kit.clients import client_at, client_of, done
 from tests.kit.looking import until
 from tests.kit.lossy import LossyProxy
 from tests.kit.redis_caches import shared
-from tests.kit.servers import HOST, Server, free_port
+from tests.kit.servers import HOST, Server, free_port, wait_until
 from tests.kit.service_worker import ServiceWorker
 
 pytestmark = [pytest.mark.redis, pytest.mark.integration]
@@ -50,7 +50,7 @@ async def test_who_is_cancelled_while_acquiring_holds_nothing(
     name: str, turns: int, is_warm: bool, is_free: bool
 ) -> None:
     async with client_at("asyncio", shared("server").port) as client:
-        lock, other = (RedisLock(client, name, timeout=5) for _ in range(2))
+        lock, other = (RedisLock(client, name, timeout=60) for _ in range(2))
         if is_warm or not is_free:
             await other.acquire()
         if is_free and is_warm:
@@ -66,7 +66,7 @@ async def test_who_is_cancelled_while_acquiring_holds_nothing(
             await lock.release()
         if not is_free:
             await other.release()
-        assert await other.acquire(blocking=True, deadline=1)
+        assert await other.acquire(blocking=True, deadline=20)
         assert await other.release()
         assert await lock.acquire()
         assert await lock.release()
@@ -79,9 +79,9 @@ async def test_a_cancellation_is_never_swallowed(name: str, turns: int) -> None:
         task = asyncio.create_task(RedisLock(client, name).acquire())
         for _ in range(turns):
             await asyncio.sleep(0)
-        task.cancel()
+        is_too_late = not task.cancel()
         await asyncio.wait([task])
-        assert task.cancelled()
+        assert task.cancelled() is not is_too_late
 
 
 async def test_who_is_cancelled_again_and_again_holds_nothing_for_long(name: str) -> None:
@@ -92,7 +92,7 @@ async def test_who_is_cancelled_again_and_again_holds_nothing_for_long(name: str
             await asyncio.wait([task], timeout=number * 3e-6)
             task.cancel()
             await asyncio.wait([task])
-        assert await other.acquire(blocking=True, deadline=0.5)
+        assert await other.acquire(blocking=True, deadline=5)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -204,10 +204,11 @@ async def test_acquiring_again_is_the_same_acquisition(client: Any, name: str) -
 @pytest.mark.parametrize("world", WORLDS)
 async def test_a_lock_is_renewed_for_as_long_as_it_was_asked(name: str, world: str) -> None:
     async with client_at(world, shared("server").port) as client:
-        lock, started = RedisLock(client, name, timeout=0.4, renew_for=0.9), time.monotonic()
+        lock = RedisLock(client, name, timeout=1.2, renew_for=1.0)
         assert await done(lock.acquire())
-        await until(lambda: left(name) < 0, 3)
-        assert time.monotonic() - started > 0.7
+        shared("server").client.pexpire(f"aimemo:lock:{{{name}}}", 60_000)
+        await until(lambda: 0 < left(name) <= 1200)  # that was a renewal
+        await until(lambda: left(name) < 0, 20)
         assert await done(lock.release()) is False
 
 
@@ -216,13 +217,13 @@ async def test_a_renewal_that_finds_the_lock_lost_says_so_and_ends(
     name: str, world: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with client_at(world, shared("server").port) as client:
-        lock, other = RedisLock(client, name, timeout=0.15, renew_for=60), RedisLock(client, name, timeout=5)
+        lock, other = RedisLock(client, name, timeout=0.15, renew_for=60), RedisLock(client, name, timeout=60)
         assert await done(lock.acquire())
         shared("server").client.delete(f"aimemo:lock:{{{name}}}")
         assert await done(other.acquire())
-        await until(lambda: "was lost" in caplog.text, 1)
+        await until(lambda: "was lost" in caplog.text)
         assert not lock.is_held
-        assert left(name) > 4000
+        assert left(name) > 10_000
         assert await done(other.release())
 
 
@@ -230,11 +231,12 @@ async def test_a_renewal_that_finds_the_lock_lost_says_so_and_ends(
 async def test_a_renewal_outlives_a_server_that_hangs_up(name: str, world: str) -> None:
     with LossyProxy(shared("server").port) as proxy:
         async with client_at(world, proxy.port) as client:
-            lock = RedisLock(client, name, timeout=0.3, renew_for=60)
+            lock = RedisLock(client, name, timeout=3, renew_for=60)
             assert await done(lock.acquire())
             proxy.losses = 1
-            await until(lambda: proxy.losses == 0, 1)
-            await asyncio.sleep(0.4)
+            await until(lambda: proxy.losses == 0)
+            shared("server").client.pexpire(f"aimemo:lock:{{{name}}}", 60_000)
+            await until(lambda: 0 < left(name) <= 3000)
             assert lock.is_held
             assert await done(lock.release())
 
@@ -244,13 +246,32 @@ async def test_a_renewal_ends_with_the_release(name: str, world: str, caplog: py
     before = threading.active_count()
     async with client_at(world, shared("server").port) as client:
         for number in range(20):
-            lock = RedisLock(client, f"{name} {number}", timeout=30, renew_for=3600)
+            lock = RedisLock(client, f"{name} {number}", timeout=300, renew_for=3600)
             assert await done(lock.acquire())
             assert await done(lock.release())
-        await until(lambda: threading.active_count() <= before, 1)
-        await until(lambda: len(asyncio.all_tasks()) == 1, 1)
+        await until(lambda: threading.active_count() <= before)
+        await until(lambda: len(asyncio.all_tasks()) == 1)
         assert left(name) < 0
     assert not caplog.records
+
+
+def test_a_renewal_that_begins_while_its_lock_is_released_ends_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, begun, released = threading.active_count(), threading.Event(), threading.Event()
+    with contextlib.closing(client_of("sync")) as client:
+        lock = RedisLock(client, name, timeout=300, renew_for=3600)
+        make = lock._redis.runtime.waiter
+
+        def make_late() -> Any:
+            begun.set()
+            released.wait(5)
+            return make()
+
+        monkeypatch.setattr(lock._redis.runtime, "waiter", make_late)
+        assert lock.acquire()
+        assert begun.wait(5)
+        assert lock.release()
+        released.set()
+        wait_until(lambda: threading.active_count() <= before, "the renewal has ended", 5)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -269,11 +290,11 @@ async def test_a_lock_released_during_its_renewal_is_not_held(
 
 
 async def test_a_deadline_ends_the_wait(client: Any, name: str) -> None:
-    lock, other = RedisLock(client, name, timeout=5), RedisLock(client, name)
+    lock, other = RedisLock(client, name, timeout=60), RedisLock(client, name)
     assert await done(lock.acquire())
     started = time.monotonic()
     assert not await done(other.acquire(blocking=True, deadline=0.15))
-    assert 0.15 <= time.monotonic() - started < 2
+    assert 0.15 <= time.monotonic() - started < 2 + stalls.longest()
     assert await done(lock.release())
     assert await done(other.acquire(blocking=True, deadline=0))
 
@@ -385,7 +406,7 @@ def test_a_holder_that_is_gone_is_followed_within_its_timeout(name: str, end: st
         worker.kill() if end == "killed" else worker.freeze()
         lock, started, remaining = RedisLock(client, name), time.monotonic(), left(name) / 1000
         assert lock.acquire(blocking=True)
-        assert remaining - 0.01 < time.monotonic() - started < 0.6 + stalls.longest()
+        assert remaining - 0.01 < time.monotonic() - started < 2 + stalls.longest()
         if end == "stopped":
             worker.thaw()
             assert worker.ask("give_back") is False

@@ -155,7 +155,7 @@ async def test_a_server_that_takes_no_writes_is_read_all_the_same_and_written_to
     assert entries(server) == len(KNOWN)
     server.ask(*trouble.ends)
     for cache, ask in using:
-        assert await until(lambda cache=cache, ask=ask: keeps(cache, ask)) < 3
+        assert await until(lambda cache=cache, ask=ask: keeps(cache, ask)) < 3 + stalls.longest()
     assert entries(server) >= len(KNOWN) + len(using)
 
 
@@ -173,7 +173,7 @@ async def test_calls_at_one_time_on_a_server_that_takes_no_writes_are_answered(
             *(ask(cache, "get_or_compute", f"key {number}", lambda number=number: [number]) for number in range(50))
         )
         assert answers == [[number] for number in range(50)]
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 + stalls.longest()
     assert cache.stats().hits == 100
     assert cache.stats().misses == 100
 
@@ -450,7 +450,7 @@ async def test_the_old_master_as_replica_is_not_written_to(make: Make) -> None:
         role = lambda: watched.first.client.info("replication")["role"] == "slave"
         await asyncio.to_thread(wait_until, role, "the old master is a replica", 30)
         for ask in WORLDS.values():
-            assert await until(lambda ask=ask: keeps(cache, ask)) < 2
+            assert await until(lambda ask=ask: keeps(cache, ask)) < 2 + stalls.longest()
             assert await ask(cache, "delete", "none") is False
 
 
@@ -704,8 +704,8 @@ async def test_where_the_password_is_another_calls_are_computed_and_one_line_say
     assert "hunter2" not in caplog.text
     server.ask("CONFIG", "SET", "requirepass", before)
     for ask in WORLDS.values():
-        assert await until(lambda ask=ask: keeps(cache, ask)) < 3
-        assert await until(lambda ask=ask: said(ask(unaware, "get", "known"), ["known"])) < 3
+        assert await until(lambda ask=ask: keeps(cache, ask)) < 3 + stalls.longest()
+        assert await until(lambda ask=ask: said(ask(unaware, "get", "known"), ["known"])) < 3 + stalls.longest()
     assert "hunter2" not in caplog.text
 
 
@@ -751,9 +751,9 @@ async def test_three_hundred_callers_of_a_server_that_is_busy_wait_no_longer_tha
         for _ in range(4):  # others take what connections there are
             crowd.enter_context(socket.create_connection((HOST, server.port)))
         for _ in range(2):
-            assert await at_one_time(ask, cache, 300) < 3
+            assert await at_one_time(ask, cache, 300) < 3 + stalls.longest()
         crowd.close()
-        assert await until(lambda: keeps(cache, ask), 20) < 4
+        assert await until(lambda: keeps(cache, ask), 20) < 4 + 2 * stalls.longest(), "a stall may also cost a probe"
 
 
 async def ping_in_threads(address: Address, number: int, refused: Callable[[], bool]) -> None:
@@ -772,7 +772,7 @@ async def ping_late(server: Any, number: int, late: Any, refused: Callable[[], b
             await server.ask([("PING",)], time.monotonic() + 0.001)
     late.set()
     await until(lambda: done(refused()))
-    await asyncio.sleep(0.1)  # and everyone has been told
+    await until(lambda: done(all(thread.name != "aimemo-connect" for thread in threading.enumerate())))
     assert await server.ask([("PING",)], time.monotonic() + 5) == [b"PONG"]
     await server.close()
 
@@ -813,7 +813,9 @@ async def test_connections_that_came_too_late_and_were_refused_are_not_handed_ou
 async def test_three_hundred_callers_of_both_worlds_at_a_server_of_four_connections_are_answered(make: Make) -> None:
     with Server(maxclients=4) as server:
         cache = make(server.url, deadline=0.1, enable_l1_cache=False)
-        assert max(await asyncio.gather(*(at_one_time(ask, cache, 150) for ask in WORLDS.values()))) < 3
+        assert (
+            max(await asyncio.gather(*(at_one_time(ask, cache, 150) for ask in WORLDS.values()))) < 3 + stalls.longest()
+        )
         kept = [until(lambda ask=ask: keeps(cache, ask), 4) for ask in WORLDS.values()]
         answers = await asyncio.gather(*kept, return_exceptions=True)
         assert any(isinstance(answer, float) for answer in answers), "one world may have taken all that there is"
@@ -908,7 +910,7 @@ async def test_connections_that_are_cut_make_room_for_others(make: Make, server:
     for _ in range(10):
         await until(lambda: keeps(cache, ask))
         cut(server)
-    assert await until(lambda: keeps(cache, ask)) < 2
+    assert await until(lambda: keeps(cache, ask)) < 2 + stalls.longest()
     assert counted(server, "clients", "connected_clients") <= 3
 
 
@@ -925,7 +927,7 @@ async def test_a_server_at_a_unix_socket_is_found_again_after_it_was_restarted(m
         await asyncio.to_thread(server.restart)
         del server.client
         assert await ask(cache, "get", "key") is None
-        assert await until(lambda: keeps(cache, ask)) < 3
+        assert await until(lambda: keeps(cache, ask)) < 3 + stalls.longest()
         assert entries(server) == 1
 
 
@@ -1350,7 +1352,7 @@ def test_connecting_to_who_never_says_a_word_ends_with_its_time(connect: Any, is
     with socket.create_server((HOST, 0)) as silent:
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
-        thread.join(4)
+        thread.join(10)
         assert len(errors) == 1
     thread.join()
 
@@ -1363,4 +1365,4 @@ async def test_who_never_says_a_word_costs_calls_no_more_than_their_budget(make:
             started = time.monotonic()
             for number in range(8):
                 assert await ask(cache, "get_or_compute", f"key {number}", lambda number=number: number) == number
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 3 + stalls.longest()

@@ -402,7 +402,7 @@ def test_a_tag_of_any_characters_means_exactly_its_entries(tagged: Tagged) -> No
 
 
 tags_ = st.text(alphabet="at|%}~é\0", min_size=1, max_size=3)
-ANY_STATE = [HealthCheck.function_scoped_fixture]
+ANY_STATE = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
 
 tagged_entries = st.dictionaries(
@@ -411,7 +411,7 @@ tagged_entries = st.dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=ANY_STATE)
+@settings(max_examples=60, suppress_health_check=ANY_STATE)
 @given(entries=tagged_entries, meant=st.lists(tags_, min_size=1, max_size=3))
 def test_tags_agree_with_a_dictionary(tagged: Tagged, entries: dict[str, set[str]], meant: list[str]) -> None:
     tagged.here.clear()
@@ -552,7 +552,7 @@ def emptied(request: pytest.FixtureRequest) -> Iterator[GenericRedisCache]:
     cache.blocking.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=ANY_STATE)
+@settings(max_examples=150, suppress_health_check=ANY_STATE)
 @given(keys=st.sets(keys_ | patterns, max_size=8), pattern=patterns)
 def test_a_glob_means_in_redis_what_it_means_in_memory(emptied: Any, keys: set[str], pattern: str) -> None:
     caches = [InMemoryCache().blocking, emptied.blocking]
@@ -569,7 +569,7 @@ WRITTEN = ["q", "a", "qa", "%71", "%61", "%7C", "%", "%7", "\x7f", "é", "%C3%A9
 names_ = st.sampled_from(["q", "a", "qa", "é", "%"]) | st.text(alphabet="qa*?[]\\|%7C{}é\n ", min_size=1, max_size=5)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=ANY_STATE)
+@settings(max_examples=100, suppress_health_check=ANY_STATE)
 @given(
     operations=st.sets(names_, max_size=6),
     name=names_,
@@ -863,13 +863,13 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 @pytest.mark.parametrize("kind", binaries())
 def test_no_ticket_outlives_an_invalidation_whatever_is_evicted_meanwhile(kind: str) -> None:
     machine = type("Tickets", (Tickets,), {"kind": kind})
-    options = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=QUIET)
+    options = settings(max_examples=40, stateful_step_count=25, suppress_health_check=QUIET)
     run_state_machine_as_test(machine, settings=options)
 
 
 @pytest.mark.slow
 def test_no_ticket_outlives_an_invalidation_for_long() -> None:
-    options = settings(max_examples=600, stateful_step_count=50, deadline=None, suppress_health_check=QUIET)
+    options = settings(max_examples=600, stateful_step_count=50, suppress_health_check=QUIET)
     run_state_machine_as_test(Tickets, settings=options)
 
 
@@ -1129,11 +1129,11 @@ def _heard(cache: GenericRedisCache) -> list[bytes]:
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one_dictionary() -> None:
-    options = settings(max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=QUIET)
+    options = settings(max_examples=30, stateful_step_count=30, suppress_health_check=QUIET)
     run_state_machine_as_test(TwoProcesses, settings=options)
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_one_dictionary_for_long() -> None:
-    options = settings(max_examples=400, stateful_step_count=60, deadline=None, suppress_health_check=QUIET)
+    options = settings(max_examples=400, stateful_step_count=60, suppress_health_check=QUIET)
     run_state_machine_as_test(TwoProcesses, settings=options)

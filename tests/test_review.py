@@ -164,10 +164,10 @@ async def test_two_tasks_that_need_each_other_do_not_wait_for_ever(cache: Cache)
 
 
 def test_a_glob_of_many_stars_takes_no_time() -> None:
-    started = time.perf_counter()
+    started = time.thread_time()  # not of the clock: a machine that gives no time takes nothing
     assert not compile_glob("*o" * 40 + "z").match("op:x|txt:" + "o" * 2000 + "|")
     assert compile_glob("*a*b*").match("xxaxxbxx")
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 def test_a_class_registered_anew_turns_old_answers_into_misses() -> None:
@@ -186,9 +186,9 @@ def test_a_class_registered_anew_turns_old_answers_into_misses() -> None:
 
 
 async def test_a_busy_default_executor_loses_no_answer(tmp_path: Any) -> None:
-    cache = SQLiteCache(tmp_path / "c.db")
+    cache = SQLiteCache(tmp_path / "c.db", deadline=5)
     gate = threading.Event()
-    busy = [asyncio.create_task(asyncio.to_thread(gate.wait, 5)) for _ in range(64)]
+    busy = [asyncio.create_task(asyncio.to_thread(gate.wait, 60)) for _ in range(64)]
     await asyncio.sleep(0)
     await cache.set("k", 1)
     assert await cache.get("k") == 1

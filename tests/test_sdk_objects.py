@@ -117,7 +117,7 @@ def state(value: Any) -> Any:
 
 def ask_in(path: Path, clock: Clock, answers: list[Any], annotation: Any) -> tuple[Any, SQLiteCache]:
     """The answer of a decorated function, asked with a cache object of its own on the file."""
-    cache = SQLiteCache(path, clock=clock)
+    cache = SQLiteCache(path, clock=clock, deadline=5)
 
     @cached_ai_call(operation="ask", cache=cache)
     def ask(text: str) -> annotation:
@@ -163,7 +163,7 @@ def test_model_and_tokens_are_kept_beside_an_answer(make: Callable[[], Any], tmp
 
 
 def test_a_restored_answer_can_be_changed_without_changing_the_next(tmp_path: Path, clock: Clock) -> None:
-    cache = SQLiteCache(tmp_path / "cache.db", clock=clock)
+    cache = SQLiteCache(tmp_path / "cache.db", clock=clock, deadline=5)
     answers = [completion()]
 
     @cached_ai_call(operation="ask", cache=cache)
@@ -183,7 +183,7 @@ def test_a_restored_answer_can_be_changed_without_changing_the_next(tmp_path: Pa
     ids=repr,
 )
 def test_odd_facts_of_a_user_fail_neither_a_call_nor_the_stats(facts: Any, tmp_path: Path, clock: Clock) -> None:
-    cache = SQLiteCache(tmp_path / "cache.db", clock=clock)
+    cache = SQLiteCache(tmp_path / "cache.db", clock=clock, deadline=5)
     calls: list[str] = []
 
     @cached_ai_call(operation="ask", cache=cache, facts=lambda answer: facts)

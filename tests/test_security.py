@@ -383,7 +383,7 @@ def _run(url: str, *words: str) -> Any:
 
 
 def name_operation(path: Path, operation: str) -> None:
-    cache = SQLiteCache(path).blocking
+    cache = SQLiteCache(path, deadline=5).blocking
     cache.set(f"op:{escape(operation)}|txt:|{'0' * 32}", 1)
     cache.close()
 

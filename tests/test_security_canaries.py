@@ -47,7 +47,7 @@ from aimemo.setup import config
 from tests.kit.clients import client_of
 from tests.kit.clock import Clock
 from tests.kit.redis_caches import shared
-from tests.kit.servers import HOST, Server, free_port
+from tests.kit.servers import HOST, Server, free_port, wait_until
 from tests.test_security import nodes_of, replace
 
 SENT = [
@@ -469,6 +469,12 @@ def fill(server: Server) -> None:
     server.ask("CONFIG", "SET", "maxmemory", "1")
 
 
+def answers(client: Any) -> bool:
+    with contextlib.suppress(redis.TimeoutError):
+        return bool(client.ping())
+    return False
+
+
 def services(client: Any, watch: Watch) -> list[Callable[[], Any]]:
     secret = watch.secret
     name, value = secret("named"), {"a": secret("answer")}
@@ -505,8 +511,8 @@ def test_a_server_in_trouble_is_told_of_without_secrets(
         url = server.url.replace("//", f"//:{password}@")
         caches = [GenericRedisCache(url, strict=strict, deadline=0.2, connect_timeout=0.2) for strict in (False, True)]
         client = redis.Redis.from_url(url, socket_timeout=0.2)
-        assert all(cache.blocking.ping() for cache in caches)
-        assert client.ping()
+        for is_there in (*(cache.blocking.ping for cache in caches), lambda: answers(client)):
+            wait_until(is_there, "it is connected")
         trouble(server)
         try:
             for act in [*of_cache(caches[0], watch), *of_cache(caches[1], watch), *services(client, watch)]:

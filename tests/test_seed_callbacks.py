@@ -12,6 +12,7 @@ import pytest
 
 from aimemo import InMemoryCache
 from aimemo.core.events import GATE, SEED_EVENTS
+from tests.kit.servers import wait_until
 
 
 class Callback:
@@ -67,7 +68,7 @@ def test_threads_may_register_and_deregister_while_others_use_the_cache() -> Non
         for number in range(100):
             cache.register_callback("set_success", note)
             cache.blocking.set(f"{name} {number}", number)
-            assert f"{name} {number}" in own
+            wait_until(lambda: f"{name} {number}" in own, "it is told, perhaps by another thread")  # noqa: B023
             assert cache.unregister_callback("set_success", note)
 
     failures: list[Any] = []

@@ -23,6 +23,7 @@ from aimemo import (
     ValidationError,
     compose_callbacks,
 )
+from tests.kit import stalls
 from tests.kit.clock import Clock
 from tests.kit.redis_caches import redis_cache, shared
 from tests.kit.servers import Server
@@ -115,7 +116,9 @@ async def test_a_cache_that_fell_back_works(factory: CacheFactory) -> None:
 @pytest.mark.redis
 async def test_what_was_read_before_the_server_went_away_is_read_on(factory: CacheFactory) -> None:
     with Server() as server:
-        cache = await factory.for_testing(redis_url=server.url, enable_l1_cache=True, performance_monitor=None)
+        cache = await factory.for_testing(
+            redis_url=server.url, enable_l1_cache=True, performance_monitor=None, deadline=5
+        )
         await cache.set("k", "important")
         assert await cache.get("k") == "important"
     await cache.get("k")  # with a message or without: nothing is raised
@@ -244,8 +247,10 @@ async def test_a_strict_cache_raises_when_the_server_hangs_and_another_goes_on()
     with Server() as server:
         strict = GenericRedisCache(server.url, strict=True, enable_l1_cache=False)
         tolerant = GenericRedisCache(server.url, enable_l1_cache=False)
-        await strict.set("k", "value")
-        await tolerant.set("k", "value")
+        async with GenericRedisCache(server.url, strict=True, enable_l1_cache=False, deadline=5) as patient:
+            await patient.set("k", "value")
+        assert await strict.connect()
+        assert await tolerant.connect()
         server.freeze()
         with pytest.raises(InfrastructureError):
             await strict.set("k", "other")
@@ -368,7 +373,7 @@ async def test_many_writes_at_once_are_all_kept(factory: CacheFactory) -> None:
     cache = await factory.for_testing(use_memory_cache=True, default_ttl=300, l1_cache_size=100)
     started = time.perf_counter()
     await asyncio.gather(*(cache.set(f"key_{number}", f"value_{number}") for number in range(50)))
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 1 + stalls.longest()
     assert [await cache.get(f"key_{number}") for number in range(50)] == [f"value_{number}" for number in range(50)]
 
 

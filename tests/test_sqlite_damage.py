@@ -25,7 +25,7 @@ def make(path: Path, clock: Clock) -> Iterator[Callable[[], SQLiteCache]]:
     made: list[SQLiteCache] = []
 
     def make_one() -> SQLiteCache:
-        made.append(SQLiteCache(path, clock=clock))
+        made.append(SQLiteCache(path, clock=clock, deadline=5))  # a slow disk must not turn a hit into a miss
         return made[-1]
 
     yield make_one

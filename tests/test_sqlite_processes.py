@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 
 def open_cache(path: Path, **settings: Any) -> Any:
-    return SQLiteCache(path, **settings).blocking
+    return SQLiteCache(path, **{"deadline": 5, **settings}).blocking
 
 
 def integrity(path: Path) -> str:
@@ -72,7 +72,7 @@ def test_a_file_whose_writer_is_killed_opens_whole_and_with_right_values(path: P
             assert writer.ask("write_for_ever") == "writing"
             time.sleep(random.uniform(0.01, 0.1))  # the moment of the kill is the point
             writer.kill()
-        cache = SQLiteCache(path)
+        cache = SQLiteCache(path, deadline=5)
         found = cache.blocking.get_many([f"key-{number}" for number in range(200)])
         assert found
         assert all(set(value) == {int(key.removeprefix("key-"))} for key, value in found.items())
@@ -130,7 +130,7 @@ def test_an_invalidation_of_something_else_lets_the_answer_in(path: Path, invali
 def test_a_tag_invalidated_during_a_decorated_call_elsewhere_keeps_the_answer_out(path: Path) -> None:
     with OtherProcess(path) as other:
 
-        @cached_ai_call(operation="qa", cache=SQLiteCache(path), tags=("doc:1",))
+        @cached_ai_call(operation="qa", cache=SQLiteCache(path, deadline=5), tags=("doc:1",))
         def ask(text: str) -> str:
             other.ask("invalidate_tag", "doc:1")
             return text
@@ -205,7 +205,7 @@ def test_a_forked_child_stays_one_with_the_file_when_its_parent_closes_it(path: 
 
 
 def test_a_damaged_file_set_aside_elsewhere_is_followed_to_the_fresh_one(path: Path) -> None:
-    cache = SQLiteCache(path)
+    cache = SQLiteCache(path, deadline=5)
     cache.blocking.set("k", "old")
     cache.blocking.get("k")
     cache.blocking.close()

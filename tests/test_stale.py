@@ -117,7 +117,7 @@ async def test_ttl_goes_before_operation_ttls_before_default_ttl(
     tmp_path: Any, clock: Clock, kind: str, operation: str, ttl: int | None, expected: int
 ) -> None:
     settings: dict[str, Any] = {"default_ttl": 10, "operation_ttls": {"ask": 20}, "clock": clock}
-    cache = InMemoryCache(**settings) if kind == "memory" else SQLiteCache(tmp_path / "ttl.db", **settings)
+    cache = InMemoryCache(**settings) if kind == "memory" else SQLiteCache(tmp_path / "ttl.db", deadline=5, **settings)
 
     @cached_ai_call(operation=operation, cache=cache, ttl=ttl)
     async def ask(text: str) -> str:
@@ -212,7 +212,7 @@ async def test_a_background_refresh_that_fails_is_told_and_the_next_one_tries_ag
     while service.calls == 1:
         await asyncio.sleep(0.001)
     service.error = None
-    assert await asyncio.to_thread(failed.told.acquire, timeout=0.5), "nobody was told of the failed refresh"
+    await failed.once()
     assert failed.events[0].error == "ValueError"
     assert await settled(ask("q")) == [1]
     await renewed.once()

@@ -32,7 +32,7 @@ def memory(path: Path, clock: Clock, runtime: Runtime) -> Store:
 
 
 def sqlite(path: Path, clock: Clock, runtime: Runtime) -> Store:
-    file = SQLiteFile(path / "store.db", busy_seconds=1, damaged=lambda error: None)
+    file = SQLiteFile(path / "store.db", busy_seconds=5, damaged=lambda error: None)
     return SQLiteStore(
         file, runtime, namespace="n", clock=clock, wall=clock, compression_threshold=1000, compression_level=3
     )
@@ -40,7 +40,7 @@ def sqlite(path: Path, clock: Clock, runtime: Runtime) -> Store:
 
 def guarded(path: Path, clock: Clock, runtime: Runtime) -> Store:
     store = sqlite(path, clock, runtime)
-    return Guard(store, runtime, clock=clock, seconds=1, strict=True, report=lambda *_: None)
+    return Guard(store, runtime, clock=clock, seconds=5, strict=True, report=lambda *_: None)
 
 
 def redis(path: Path, clock: Clock, runtime: Runtime) -> Store:

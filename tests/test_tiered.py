@@ -65,7 +65,7 @@ def make(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., TieredCache]]:
     made: list[TieredCache] = []
 
     def make_one(**settings: Any) -> TieredCache:
-        made.append(TieredCache(tmp_path / "cache.db", clock=clock, **settings))
+        made.append(TieredCache(tmp_path / "cache.db", clock=clock, deadline=5, **settings))
         return made[-1]
 
     yield make_one

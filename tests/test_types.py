@@ -251,7 +251,7 @@ def test_an_answer_of_a_class_that_has_changed_is_a_miss(change: str, tmp_path: 
     calls: list[str] = []
 
     def ask_again(answer_class: Any, answers: list[Any]) -> Any:
-        @cached_ai_call(operation="op", cache=SQLiteCache(tmp_path / "cache.db", clock=clock))
+        @cached_ai_call(operation="op", cache=SQLiteCache(tmp_path / "cache.db", clock=clock, deadline=5))
         def ask(text: str) -> answer_class:
             calls.append(text)
             return answers[0]

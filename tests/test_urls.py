@@ -336,9 +336,12 @@ def others(server: Server) -> list[dict[str, str]]:
 
 
 def cut_others(server: Server) -> None:
-    server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    server.ask("CLIENT", "KILL", "TYPE", "pubsub")
-    wait_until(lambda: not others(server), "nobody else is connected")
+    def is_alone() -> bool:
+        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        return not others(server)  # a sentinel comes back
+
+    wait_until(is_alone, "nobody else is connected")
 
 
 def entries(server: Server, db: int) -> int:

@@ -145,8 +145,10 @@ class IdempotencyService:
             raise LockLostError("another worker took this request over: its result counts")
 
     async def _renew(self, key: str, token: str, working: _Working) -> None:
-        while not working.is_over:
-            working.pause = self._redis.runtime.waiter()
+        while True:
+            working.pause = self._redis.runtime.waiter()  # before the look: who ends the work wakes what it finds
+            if working.is_over:
+                return
             await self._redis.runtime.wait_at_most(self._claim / 3000, working.pause)
             try:
                 if working.is_over or not await self._settle(key, token, self._claim):

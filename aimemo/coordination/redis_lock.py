@@ -123,8 +123,10 @@ class RedisLock:
     async def _renew(self, fence: int) -> None:
         ends = time.monotonic() + self._renew_for
         pause = self._milliseconds / 3000
-        while self._holds(fence) and time.monotonic() + pause < ends:
-            self._pause = self._redis.runtime.waiter()
+        while True:
+            self._pause = self._redis.runtime.waiter()  # before the look: who releases the lock wakes what it finds
+            if not self._holds(fence) or time.monotonic() + pause >= ends:
+                return
             await self._redis.runtime.wait_at_most(pause, self._pause)
             try:
                 if not self._holds(fence):

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from aimemo.core.runtime import HOOK_DEADLINE, Runtime
+from aimemo.core.runtime import HOOK_DEADLINE, Runtime, fork_safe_lock
 from aimemo.core.stats import Stats
 from aimemo.errors import ValidationError
 
@@ -90,6 +90,7 @@ class EventBus:
         self.pending: deque[tuple[Hook, str, tuple[Any, ...]]] = deque()
         self._stats = stats
         self._hooks: dict[str, tuple[Hook, ...]] = {}
+        self._changing = fork_safe_lock()
         self._gate: weakref.finalize[Any, EventBus] | None = None
 
     def subscribe(self, kind: str, function: Callable[..., Any]) -> None:
@@ -99,17 +100,19 @@ class EventBus:
             ValidationError: for something that cannot be called.
         """
         hook = Hook(kind, function)
-        self._hooks[kind] = (*self._hooks.get(kind, ()), hook)
-        self._note_hooks()
+        with self._changing:
+            self._hooks[kind] = (*self._hooks.get(kind, ()), hook)
+            self._note_hooks()
 
     def unsubscribe(self, kind: str, function: Callable[..., Any]) -> bool:
         """Remove the first registration of `function`. Whether there was one."""
-        hooks = self._hooks.get(kind, ())
-        found = next((hook for hook in hooks if hook.function == function), None)
-        if found is None:
-            return False
-        self._hooks[kind] = tuple(hook for hook in hooks if hook is not found)
-        self._note_hooks()
+        with self._changing:
+            hooks = self._hooks.get(kind, ())
+            found = next((hook for hook in hooks if hook.function == function), None)
+            if found is None:
+                return False
+            self._hooks[kind] = tuple(hook for hook in hooks if hook is not found)
+            self._note_hooks()
         return True
 
     def _note_hooks(self) -> None:
@@ -144,7 +147,8 @@ class EventBus:
                 hook, operation, args = self.pending.popleft()
             except IndexError:  # another thread told it
                 return
-            if hook.since is not None and time.perf_counter() - hook.since > HOOK_DEADLINE and not hook.is_slow:
+            since = hook.since  # another thread may end its call meanwhile
+            if since is not None and time.perf_counter() - since > HOOK_DEADLINE and not hook.is_slow:
                 self._is_late(hook, operation)  # it holds another caller, who cannot say so
             if hook.is_slow or hook.is_busy or time.perf_counter() - started > HOOK_DEADLINE:
                 self._tell_beside(hook, operation, args, runtime)

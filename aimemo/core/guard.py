@@ -149,6 +149,7 @@ class Guard:
         self._runtime = runtime
         self._clock = clock
         self._seconds = seconds
+        self._patience = max(DELETE_SECONDS, seconds)
         self._strict = strict
         self._report = report
 
@@ -169,7 +170,7 @@ class Guard:
             budget.seconds = self._seconds
 
     async def connect(self) -> None:
-        token = BUDGET.set(Budget.ending_in(CONNECT_SECONDS))
+        token = BUDGET.set(Budget.ending_in(max(CONNECT_SECONDS, self._seconds)))
         try:
             await self._store.connect()
         finally:
@@ -235,14 +236,14 @@ class Guard:
 
     async def delete_many(self, keys: Iterable[str]) -> frozenset[str]:
         keys = list(keys)
-        seconds = DELETE_SECONDS + len(keys) * DELETE_SECONDS_EACH
+        seconds = self._patience + len(keys) * DELETE_SECONDS_EACH
         return await self._insist("delete", keys[0] if keys else "", seconds, self._store.delete_many, keys)
 
     async def sweep(self, selector: Selector) -> int:
         return await self._insist("invalidate", "", SWEEP_SECONDS, self._store.sweep, selector)
 
     async def page(self, cursor: str, count: int) -> tuple[list[Stored], str]:
-        return await self._insist("list", "", DELETE_SECONDS, self._store.page, cursor, count)
+        return await self._insist("list", "", self._patience, self._store.page, cursor, count)
 
     async def close(self) -> None:
         await self._store.close()

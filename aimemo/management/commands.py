@@ -28,6 +28,8 @@ from aimemo.setup.config import configure, environment_settings
 T = TypeVar("T")
 
 WATCH_SECONDS: Final = 2.0
+DEADLINE: Final = 5.0
+"""Seconds that the store may take for one step: no service waits here, and nobody wants half an export."""
 
 _EXAMINED: Final = ("namespace", "default_ttl", "operation_ttls")
 
@@ -36,7 +38,7 @@ def run(url: str | None, body: Callable[[Operations], Awaitable[T]]) -> T:
     """What `body` gives for a cache that is open for it. Exits with 1 or 2 after one line that says why."""
 
     async def work() -> T:
-        async with configure(url, strict=True) as cache:
+        async with configure(url, strict=True, deadline=DEADLINE) as cache:
             return await body(Operations(cache))
 
     try:

@@ -250,7 +250,10 @@ async def test_a_changed_password_is_said_once_and_without_it(
             assert await crowd.recovers(RECOVERY), "cold connections"
             caplog.clear()
             async with other_password(stand, "old-secret"):
-                await crowd.load(1.0)
+                async with asyncio.timeout(15):
+                    await crowd.load(1.0)
+                    while crowd.cache.stats().breaker != "open":
+                        await crowd.load(0.1)
                 loud = [said.message for said in caplog.records if said.levelno >= logging.WARNING]
             case.crowd(crowd, usual)
             case.recovers(await crowd.recovers(RECOVERY))

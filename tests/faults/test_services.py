@@ -26,6 +26,7 @@ from aimemo.link.borrowed import tagged
 from aimemo.management import problems
 from tests.faults.conftest import Case
 from tests.faults.stands import Stand
+from tests.kit import stalls
 from tests.kit.clients import close, done
 from tests.kit.crowd import CALLERS
 from tests.kit.looking import until
@@ -105,7 +106,8 @@ async def test_eight_processes_with_skewed_clocks_are_never_over_the_limit(
         counted, admitted = sum(await spent) + own, admissions(node)
         case.right(most_in_a_window(admitted, window) <= limit, most_in_a_window(admitted, window))
         case.nothing_lost(counted == len(admitted), f"{counted} were let in, {len(admitted)} are known")
-        case.nothing_lost(counted >= 0.7 * limit * seconds / window, f"only {counted} were let in")
+        awake = max(seconds - stalls.longest(), 0)
+        case.nothing_lost(counted >= 0.7 * limit * awake / window, f"only {counted} were let in")
         case.bounded(max(late))
         case.recovers(await limiter.acquire("all", deadline=5))
 
@@ -177,12 +179,12 @@ async def test_of_fifty_requests_at_once_with_one_id_one_is_carried_out(stand: S
 @row("F49")
 @on_servers
 async def test_a_killed_worker_is_taken_over_from_once_within_its_claim(stand: Stand, case: Case) -> None:
-    claim, node = 0.6, stand.nodes[0]
+    claim, node = 3, stand.nodes[0]  # renewed every second: a slow machine must not let it run out
     name = name_on(stand, node)
     async with requests_on(stand, name, claim=claim) as requests:
         with ServiceWorker(node.port) as worker:
             worker.send("run", name, claim, 60)
-            await until(lambda: runs(node, name))
+            await until(lambda: runs(node, name), 30)
             waiting = asyncio.create_task(requests.send(lambda _: "payload"))
             await asyncio.sleep(claim)
             case.right(not requests.runs, "carried out though somebody is at it")

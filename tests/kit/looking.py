@@ -33,7 +33,7 @@ def nearest_tier(cache: Cache) -> str:
     return "l2" if cache._local is None else "l1"
 
 
-async def until(condition: Callable[[], Any], seconds: float = 5) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 15) -> None:
     """Let the other tasks run until something is so. Real servers take more than one turn of the loop."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -18,11 +18,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class OtherProcess:
-    """A cache on `path` in a process of its own. `ask("set", "k", 1)` calls `cache.blocking.set("k", 1)` there."""
+    """A cache on `path` in a process of its own. `ask("set", "k", 1)` calls `cache.blocking.set("k", 1)` there.
+
+    The stores have five seconds if not told otherwise: a slow disk must not turn a hit into a miss.
+    """
 
     def __init__(self, path: Path, **settings: Any) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.kit.processes", str(path), json.dumps(settings)],
+            [sys.executable, "-m", "tests.kit.processes", str(path), json.dumps({"deadline": 5, **settings})],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT,
         )  # fmt: skip
 
@@ -80,11 +83,17 @@ class _Commands:
         return self.cache.stats().errors
 
     def write_for_ever(self) -> None:
-        """Set numbered keys to values that say their key, until killed."""
+        """Set numbered keys to values that say their key, until killed; say "writing" once one of them is kept."""
+        while not self.cache.blocking.exists(self._write_one()):
+            pass
         print(json.dumps("writing"), flush=True)  # noqa: T201
         while True:
-            number = random.randrange(200)
-            self.cache.blocking.set(f"key-{number}", [number] * random.randrange(1, 2000))
+            self._write_one()
+
+    def _write_one(self) -> str:
+        number = random.randrange(200)
+        self.cache.blocking.set(f"key-{number}", [number] * random.randrange(1, 2000))
+        return f"key-{number}"
 
     def exercise(self, me: int, rounds: int) -> dict[str, int]:
         """Write own keys and shared ones, read all back; how many sets were lost and values wrong."""

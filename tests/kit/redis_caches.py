@@ -9,10 +9,15 @@ import itertools
 from typing import Any, Literal
 
 from aimemo import GenericRedisCache
+from aimemo.link.layout import Layout
 from tests.kit.clock import Clock
 from tests.kit.servers import ClusterOfThree, Server
 
 Kind = Literal["server", "cluster"]
+
+SLACK = 5000
+"""Milliseconds that an entry outlives its end on the server, once a clock was moved: what has a moment left on that
+clock must not end while the machine stands still."""
 
 _numbers = itertools.count()
 _shared: list[Server | ClusterOfThree] = []
@@ -34,9 +39,10 @@ def redis_cache(kind: Kind, clock: Clock | None = None, **settings: Any) -> Gene
     namespace = f"test{next(_numbers)}"
     if clock is not None:
         nodes = servers.nodes if isinstance(servers, ClusterOfThree) else [servers]
-        clock.followers.append(lambda seconds: [_age(node, namespace, seconds) for node in nodes] and None)
+        lent: dict[bytes, int] = {}
+        clock.followers.append(lambda seconds: [_age(node, namespace, seconds, lent) for node in nodes] and None)
     # Five seconds for the stores: a slow machine must not turn a hit into a miss.
-    given = {"clock": clock, "deadline": 5, "strict": True, **settings}
+    given = {"clock": clock, "deadline": 5, "connect_timeout": 5, "strict": True, **settings}
     made = GenericRedisCache(servers.url, namespace=namespace, **given)
     _made.append(made)
     return made
@@ -51,9 +57,20 @@ def close_all() -> None:
         _made.pop().blocking.close()
 
 
-def _age(node: Server, namespace: str, seconds: float) -> None:
-    """Let the keys of a namespace expire so much sooner."""
+def _age(node: Server, namespace: str, seconds: float, lent: dict[bytes, int]) -> None:
+    """Let the keys of a namespace expire so much sooner.
+
+    Args:
+        lent: when the entries that have been given `SLACK` expire; one that was overwritten since expires at another
+            time.
+    """
+    layout = Layout(namespace)
     for key in node.client.scan_iter(f"{{{namespace}:*", count=1000):
         left = node.client.pttl(key)
-        if left > 0:
-            node.client.pexpire(key, max(0, left - int(seconds * 1000)))
+        if left <= 0:
+            continue
+        slack = SLACK if layout.entry(key) is not None else 0
+        owed = slack if lent.get(key) == node.client.pexpiretime(key) else 0
+        left -= owed + int(seconds * 1000)
+        node.client.pexpire(key, left + slack if left > 0 else 0)
+        lent[key] = node.client.pexpiretime(key)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import random
 import shutil
 import signal
 import socket
@@ -35,13 +37,31 @@ def binaries() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port below those that the system gives to clients, and whose cluster bus port is free too."""
+    """A port below those that the system gives to clients, and whose cluster bus port, 10,000 above, is so too.
+
+    So nobody takes it between this and its use, nor while its server is away; the workers of one run choose among
+    different ones.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port: int = probe.getsockname()[1]
-        if port < 50_000:
+        port = random.SystemRandom().randrange(10_000 + number, 20_000, count)
+        if port not in _given and _is_free(port) and _is_free(port + 10_000):
+            _given.add(port)
             return port
+
+
+_given: set[int] = set()
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 class Server:

@@ -44,12 +44,17 @@ class _Commands:
     def ping(self) -> bool:
         return bool(self.client.ping())
 
-    def run(self, name: str, claim: float, seconds: float) -> Any:
-        """A request that takes so long, noted on the server when it begins. The pid of who carried it out."""
+    def run(self, name: str, claim: float, seconds: float | None) -> Any:
+        """A request that takes so long, noted on the server when it begins. The pid of who carried it out.
+
+        Without `seconds`, it ends when there is a key `end NAME` on the server.
+        """
 
         def work() -> int:
             self.client.rpush(f"runs {name}", os.getpid())
-            time.sleep(seconds)
+            time.sleep(seconds or 0)
+            while seconds is None and not self.client.exists(f"end {name}"):
+                time.sleep(0.005)
             return os.getpid()
 
         return IdempotencyService(self.client, claim=claim).run(name, "payload", work)
