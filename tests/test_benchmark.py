@@ -258,7 +258,7 @@ async def test_equal_caches_are_no_regression_in_ten_of_ten_runs() -> None:
 
 async def test_a_cache_that_is_slower_by_a_clear_factor_is_a_regression() -> None:
     comparison = await CacheBenchmarkRunner(STEADY).run_cache_comparison(
-        InMemoryCache(20), Recording(pause=0.0005, max_size=20), "slowed down"
+        InMemoryCache(20), Recording(pause=0.001, max_size=20), "slowed down"
     )
     assert comparison.regression_detected
     assert comparison.performance_change_percent > max(100, comparison.noise_percent)
@@ -266,8 +266,8 @@ async def test_a_cache_that_is_slower_by_a_clear_factor_is_a_regression() -> Non
 
 
 async def test_a_regression_is_seen_without_warm_up_rounds_too() -> None:
-    runner = CacheBenchmarkRunner(BenchmarkConfig(8, 0, 30, False, False))
-    comparison = await runner.run_cache_comparison(InMemoryCache(20), Recording(pause=0.0005, max_size=20))
+    runner = CacheBenchmarkRunner(BenchmarkConfig(15, 0, 30, False, False))
+    comparison = await runner.run_cache_comparison(InMemoryCache(20), Recording(pause=0.001, max_size=20))
     assert comparison.regression_detected
 
 
