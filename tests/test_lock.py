@@ -56,7 +56,6 @@ class Bench:
         self._blocking_link = self._make_link(ThreadRuntime())
         self._link = self._make_link(TaskRuntime()) if world == "tasks" else self._blocking_link
         self.renewer = Renewer(self._blocking_link, self._layout)
-        self.renewer = lock.Renewer(self._blocking_link, self._layout)
         self._locks: dict[str, LeaseLock] = {}
         self._held_by: dict[str, str] = {}
 
@@ -327,6 +326,33 @@ def test_a_renewal_needs_no_script_that_was_loaded_before(threads: Bench) -> Non
     shared("server").client.script_flush()
     wait_for_renewal(threads, lease)
     assert drive(threads.release(lease)) is True
+
+
+def test_a_renewal_that_failed_is_tried_again_sooner(threads: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    failures = iter([TimeoutError(), TimeoutError()])
+
+    class Hurried(threading.Condition):
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout or 0)
+            return super().wait(0.01)
+
+    def ask(*command: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return asked(*command)
+
+    threads.ask("SET", "token")
+    asked = threads.renewer._link.ask
+    monkeypatch.setattr(threads.renewer._link, "ask", ask)
+    monkeypatch.setattr(threads.renewer, "_changed", Hurried())
+    lease = Lease(NAME, "ours", "token")
+    threads.renewer.add(lease, lambda: True)
+    wait_until(lambda: len(waits) >= 4, "it is renewed")
+    threads.renewer.remove(lease)
+    wait_until(renews_nothing, "the thread has ended")
+    usual = lock.LEASE_SECONDS / 3
+    assert waits[:4] == [usual, lock.LEASE_SECONDS / 10, lock.LEASE_SECONDS / 10, usual]
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class Renewer:
         self._is_running = False
 
     def add(self, lease: Lease, is_wanted: Callable[[], bool]) -> None:
-        """Renew a lease three times in its life, until it is lost or no longer wanted."""
+        """Renew a lease three times in its life, until it is lost or no longer wanted; oftener where that fails."""
         with self._changed:
             if not self._is_running:
                 threading.Thread(target=self._run, name="aimemo-leases", daemon=True).start()
@@ -58,26 +58,32 @@ class Renewer:
                 self._changed.notify()
 
     def _run(self) -> None:
+        pause = LEASE_SECONDS / 3
         while True:
             with self._changed:
                 if self._leases:
-                    self._changed.wait(LEASE_SECONDS / 3)
+                    self._changed.wait(pause)
                 leases = list(self._leases.items())
                 self._is_running = bool(leases)
             if not leases:
                 return
+            pause = LEASE_SECONDS / 3
             for lease, is_wanted in leases:
-                if not (is_wanted() and self._extend(lease)):
+                is_held = is_wanted() and self._extend(lease)
+                if is_held is None:
+                    pause = LEASE_SECONDS / 10
+                elif not is_held:
                     self.remove(lease)
 
-    def _extend(self, lease: Lease) -> bool:
+    def _extend(self, lease: Lease) -> bool | None:
+        """Whether it is still held; None if nobody said so: there may be time for another attempt."""
         bucket, name, _ = self._layout.lock(lease.name)
         extend = script("extend")((name,), lease.token, _ms(LEASE_SECONDS))
         BUDGET.set(Budget.ending_in(EXTEND_SECONDS))
         try:
             [is_held] = drive(self._link.ask(bucket, extend))
         except Exception:
-            return True  # there may be time for another attempt
+            return None
         return bool(is_held)
 
 
