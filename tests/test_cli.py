@@ -15,6 +15,7 @@ from aimemo.errors import InfrastructureError
 from aimemo.management.cli import app
 from aimemo.management.service import Operations
 from aimemo.setup import config
+from tests.kit.proxy import Proxy
 from tests.kit.servers import HOST, Server, free_port
 
 
@@ -64,6 +65,17 @@ def test_entries_are_listed_without_keys_and_values(url: str) -> None:
 def test_what_is_named_is_invalidated(url: str, words: list[str], count: int) -> None:
     assert run_json("invalidate", "--url", url, *words) == {"keys_invalidated": count}
     assert len(run_json("entries", "--url", url)) == 7 - count
+
+
+@pytest.mark.redis
+@pytest.mark.integration
+def test_a_slow_way_to_the_server_is_waited_for(url: str, tmp_path: Path) -> None:
+    file = str(tmp_path / "all.jsonl")
+    assert run_json("export", file, "--url", url) == {"entries": 7}
+    with Server() as server, Proxy(server.port) as proxy:
+        proxy.behave(pause=(0.12, 0.12))
+        assert run_json("import", file, "--url", proxy.url) == {"entries": 7}
+        assert len(run_json("entries", "--url", proxy.url)) == 7
 
 
 def test_an_invalidation_needs_exactly_one_name(url: str) -> None:
