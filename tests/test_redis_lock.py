@@ -289,6 +289,21 @@ async def test_a_lock_released_during_its_renewal_is_not_held(
             assert left(name) < 0
 
 
+@pytest.mark.parametrize("world", WORLDS)
+async def test_a_client_that_is_closed_meanwhile_is_as_good_as_no_server(
+    name: str, world: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(*command: Any) -> Any:
+        raise ValueError("I/O operation on closed file.")  # as the redis package does
+
+    async with client_at(world, shared("server").port) as client:
+        lock = RedisLock(client, name)
+        monkeypatch.setattr(client, "execute_command", execute)
+        with pytest.raises(InfrastructureError, match="ValueError"):
+            await done(lock.acquire())
+        monkeypatch.undo()
+
+
 async def test_a_deadline_ends_the_wait(client: Any, name: str) -> None:
     lock, other = RedisLock(client, name, timeout=60), RedisLock(client, name)
     assert await done(lock.acquire())

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from aimemo.core.runtime import Failure, Runtime, ThreadRuntime, drive
 from aimemo.errors import ConfigurationError, InfrastructureError, ValidationError
 from aimemo.link.link import script
-from aimemo.link.wire import AnyError, ConnectionLost, is_missing_script
+from aimemo.link.wire import ConnectionLost, is_missing_script
 
 P = ParamSpec("P")
 S = TypeVar("S", bound="HasClient")
@@ -50,7 +50,7 @@ class Borrowed:
         """
         try:
             return await self._execute(command)
-        except AnyError as error:
+        except Exception as error:  # whatever a client raises that is closed meanwhile
             raise _refusal(command[0], error) from error
 
     async def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
@@ -58,7 +58,7 @@ class Borrowed:
         command = script(name)(keys, *arguments)
         try:
             return await self._execute(command)
-        except AnyError as error:
+        except Exception as error:
             if not is_missing_script(error):
                 raise _refusal(name, error) from error
         return await self.ask("EVAL", script(name).source, *command[2:])
@@ -71,7 +71,7 @@ class Borrowed:
                 pipe.execute_command(*command)
             replies = pipe.execute()
             return list(await self._wait(replies) if self.is_async else replies)
-        except AnyError as error:
+        except Exception as error:
             raise _refusal(commands[0][0], error) from error
 
     async def _execute(self, command: tuple[Any, ...]) -> Any:
