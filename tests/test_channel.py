@@ -20,11 +20,7 @@ from redis.retry import Retry
 
 from aimemo import Channel, CodecError, InfrastructureError, ValidationError
 from aimemo.coordination import channel as channel_module
-from aimemo.coordination.listener import ChannelListener
 from aimemo.core.runtime import ThreadRuntime, drive
-from aimemo.link.build import make_link
-from aimemo.link.client import target_of
-from aimemo.link.layout import Layout
 from tests.kit.clients import client_of, close, done
 from tests.kit.looking import until
 from tests.kit.redis_caches import shared
@@ -297,16 +293,16 @@ def test_who_ends_listening_while_the_connection_is_made_is_told_of_none(name: s
     connected: list[bool] = []
     before = listeners()
     with contextlib.closing(client_of("sync")) as client, ThreadPoolExecutor(1) as pool:
-        link = make_link(target_of(client), Layout("channel"), ThreadRuntime(), connect_timeout=2.0, max_connections=1)
+        messages = Channel(client, name).subscribe()
+        listener = messages._listener
+        make = listener._open
 
         def open_late() -> Any:
             opening.set()
             gate.wait(5)
-            return drive(link.converse())
+            return make()
 
-        listener = ChannelListener(
-            open_late, name, heard=lambda data: None, connected=connected.append, ended=lambda: None
-        )
+        listener._open, listener._connected = open_late, connected.append
         awakening = pool.submit(drive, listener.awake(ThreadRuntime()))
         assert opening.wait(5)
         listener.sleep()

@@ -28,7 +28,7 @@ from aimemo import (
 )
 from tests.kit import stalls
 from tests.kit.clients import client_of, close, done, in_parallel
-from tests.kit.looking import until
+from tests.kit.looking import hold_up_waiting, until
 from tests.kit.lossy import LossyProxy
 from tests.kit.redis_caches import shared
 from tests.kit.servers import HOST, free_port, wait_until
@@ -396,17 +396,10 @@ def test_threads_that_renew_end_with_their_requests(name: str) -> None:
 
 
 def test_a_renewal_that_begins_while_its_request_ends_ends_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, begun, ended = threading.active_count(), threading.Event(), threading.Event()
+    before = threading.active_count()
     with contextlib.closing(client_of("sync")) as client:
         service = IdempotencyService(client, claim=300)
-        make = service._redis.runtime.waiter
-
-        def make_late() -> Any:
-            begun.set()
-            ended.wait(5)
-            return make()
-
-        monkeypatch.setattr(service._redis.runtime, "waiter", make_late)
+        begun, ended = hold_up_waiting(service._redis.runtime, monkeypatch)
         assert service.run(name, 1, lambda: begun.wait(5)) is True
         ended.set()
         wait_until(lambda: threading.active_count() <= before, "the renewal has ended", 5)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aimemo import InMemoryCache, RateLimitedError, RateLimiter, ValidationError, cached_ai_call, rate_limited
@@ -76,7 +76,7 @@ def test_eight_processes_with_skewed_clocks_are_never_over_the_limit(
     assert used >= 0.9 * limit * seconds / window if set(weights) == {1} else used > limit
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(1, 5), st.sampled_from([0, 0, 1, 2, 5, 9])), max_size=25))
 def test_the_limiter_does_as_a_simple_model(steps: list[tuple[int, int]]) -> None:
     """Times are the server's: a refusal is right at the beginning of a call, an admission at its own moment."""

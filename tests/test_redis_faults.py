@@ -41,8 +41,8 @@ KEY = "op:hand|txt:|" + "0" * 32
 
 def is_one_budget(took: list[float]) -> bool:
     """Whether the stores cost callers at once one budget each. Of many, a loaded machine leaves some waiting."""
-    median, most = statistics.median(took) - 2 * ONE_BUDGET, max(took) - 3 * ONE_BUDGET
-    return max(median, most) < 0 or max(median, most) < stalls.longest()
+    late = max(statistics.median(took) - 2 * ONE_BUDGET, max(took) - 3 * ONE_BUDGET)
+    return late < stalls.longest()
 
 
 def answer_to(question: int) -> dict[str, Any]:
@@ -451,10 +451,10 @@ async def test_an_event_loop_that_user_code_holds_is_not_taken_for_a_hung_server
             await asyncio.sleep(0)
         time.sleep(0.2)
         await asking
-    assert caller.events == [] or stalls.longest() > 0.1, "the server was held too"
-    assert caller.cache.stats().errors == len(caller.events)
-    assert caller.breaker() == "closed"
-    await caller.recovers(RECOVERY)
+    is_server_held = stalls.longest() > 0.1
+    assert caller.events == [] or is_server_held
+    assert (caller.cache.stats().errors, caller.breaker()) == (len(caller.events), "closed")
+    assert await caller.remembers() or is_server_held
 
 
 @contextlib.asynccontextmanager
@@ -838,8 +838,7 @@ async def raises(caller: Caller, removal: Callable[[Caller], Awaitable[Any]], se
     with pytest.raises(InfrastructureError) as raised:
         await removal(caller)
     assert isinstance(raised.value.__cause__, CLIENT_ERRORS), caller
-    late = time.monotonic() - started - seconds
-    assert late < 0 or late < stalls.longest(), caller
+    assert time.monotonic() - started < seconds + stalls.longest(), caller
 
 
 async def test_without_a_server_a_delete_raises_within_a_second(

@@ -18,7 +18,7 @@ import redis.asyncio
 from aimemo import ConfigurationError, InfrastructureError, RedisLock, ValidationError
 from tests.kit import stalls
 from tests.kit.clients import client_at, client_of, done
-from tests.kit.looking import until
+from tests.kit.looking import hold_up_waiting, until
 from tests.kit.lossy import LossyProxy
 from tests.kit.redis_caches import shared
 from tests.kit.servers import HOST, Server, free_port, wait_until
@@ -256,17 +256,10 @@ async def test_a_renewal_ends_with_the_release(name: str, world: str, caplog: py
 
 
 def test_a_renewal_that_begins_while_its_lock_is_released_ends_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, begun, released = threading.active_count(), threading.Event(), threading.Event()
+    before = threading.active_count()
     with contextlib.closing(client_of("sync")) as client:
         lock = RedisLock(client, name, timeout=300, renew_for=3600)
-        make = lock._redis.runtime.waiter
-
-        def make_late() -> Any:
-            begun.set()
-            released.wait(5)
-            return make()
-
-        monkeypatch.setattr(lock._redis.runtime, "waiter", make_late)
+        begun, released = hold_up_waiting(lock._redis.runtime, monkeypatch)
         assert lock.acquire()
         assert begun.wait(5)
         assert lock.release()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from aimemo import Cache
 from aimemo.core import aio
@@ -21,6 +24,19 @@ class OtherThread(ThreadRuntime):
 def background() -> list[asyncio.Task[Any]]:
     """The library's own tasks of the loop that is running."""
     return [task for task in aio._tasks if task.get_loop() is asyncio.get_running_loop()]
+
+
+def hold_up_waiting(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Set when a thread is about to wait for something; and what lets it: all that happens between comes too early."""
+    is_held, goes_on, make = threading.Event(), threading.Event(), runtime.waiter
+
+    def make_late() -> Any:
+        is_held.set()
+        goes_on.wait(5)
+        return make()
+
+    monkeypatch.setattr(runtime, "waiter", make_late)
+    return is_held, goes_on
 
 
 def followers(cache: Cache) -> int:
